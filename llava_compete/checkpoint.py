@@ -1,0 +1,256 @@
+"""compose, upcycle and load checkpoint directories; the only file that reads foreign weights."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaProcessor,
+)
+
+from llava_compete.model import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration
+from llava_compete.moe import MoEConfig
+from llava_compete.moe.upcycle import upcycle
+from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id
+from llava_compete.projector import build_projector, calibrate
+from llava_compete.vision import VisionConfig, load_tower
+
+Model = LlavaCompeteForConditionalGeneration
+
+
+def compose(
+    language_model: str,
+    vision: VisionConfig,
+    vision_weights: str,
+    *,
+    projector: str = "mlp2x_gelu",
+    chat_format: str | None = None,
+    calibration_images: Iterable[Path] = (),
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Model, LlavaProcessor]:
+    """A dense model of a Hugging Face causal language model and an open_clip image tower.
+
+    The projector is fresh; with ``calibration_images`` it is scaled so that these pictures'
+    embeddings begin with the spread of the language model's own (see projector.calibrate).
+    """
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    language = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype)
+    decoder_layers = getattr(getattr(language, "model", None), "layers", None)
+    if decoder_layers is None:
+        raise ValueError(
+            f"language model {language_model} is a {type(language).__name__}; supported are "
+            f"causal models whose decoder layers stand in model.layers (Llama, Mistral, Phi-3, "
+            f"Qwen2, Qwen3 and their like)"
+        )
+    tower = load_tower(vision, vision_weights).to(dtype)
+    processor = build_processor(tokenizer, vision, format_name=chat_format)
+    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(tokenizer))
+    config = LlavaCompeteConfig(
+        text_config=language.config,
+        vision_config=vision.to_dict(),
+        projector=projector,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        dtype=dtype,
+    )
+    with torch.device("meta"):
+        model = Model(config)
+    torch.manual_seed(seed)
+    model.language_model = language
+    model.vision = tower
+    model.projector = build_projector(projector, vision.width, language.config.hidden_size)
+    pictures = [Image.open(path).convert("RGB") for path in calibration_images]
+    if pictures:
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            features = tower(pixels.to(dtype)).float().flatten(0, 1)
+        embeddings = language.get_input_embeddings().weight
+        calibrate(model.projector, features, output_std=float(embeddings.float().std()))
+    model.projector.to(dtype)
+    model.generation_config = GenerationConfig(
+        eos_token_id=end_of_turn_id(processor), pad_token_id=tokenizer.pad_token_id
+    )
+    return model.eval(), processor
+
+
+class Parameters(NamedTuple):
+    """How many numbers a model holds, and how many of them one token meets."""
+
+    total: int
+    active: int
+
+
+class UpcycleReport(NamedTuple):
+    """What upcycling did to the output and to the size."""
+
+    largest_difference: float  # of any logit
+    largest_logit: float
+    before: Parameters
+    after: Parameters
+
+
+def count_parameters(model: Model) -> Parameters:
+    """Total and active; a token meets K of the E experts of each MoE layer."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    configs = model.config.moe_configs
+    idle = 0
+    for part, layers in model.moe_layers().items():
+        share = 1 - configs[part].top_k / configs[part].num_experts
+        idle += sum(
+            round(share * p.numel()) for layer in layers for p in layer.experts.parameters()
+        )
+    return Parameters(total, total - idle)
+
+
+def upcycle_model(
+    model: Model,
+    configs: Mapping[str, MoEConfig],
+    *,
+    perturbation: float = 0.0,
+    seed: int = 0,
+) -> UpcycleReport:
+    """Turn a dense model's parts into mixtures of experts, in place, and compare its output.
+
+    Without perturbation the logits before and after must agree to 1e-5 in float32 (to rounding
+    of the dtype otherwise), relative to the largest; RuntimeError where they do not.
+    """
+    if model.moe_layers():
+        raise ValueError(f"the model has experts already, in {sorted(model.moe_layers())}")
+    before, logits_before = count_parameters(model), _probe(model)
+    upcycle(model, configs, perturbation=perturbation, seed=seed)
+    model.config.moe = {part: config.to_dict() for part, config in configs.items()}
+    logits_after = _probe(model)
+    report = UpcycleReport(
+        largest_difference=float((logits_after - logits_before).abs().max()),
+        largest_logit=float(logits_before.abs().max()),
+        before=before,
+        after=count_parameters(model),
+    )
+    tolerance = 1e-5 if model.dtype == torch.float32 else 8 * torch.finfo(model.dtype).eps
+    if not perturbation and report.largest_difference > tolerance * max(1, report.largest_logit):
+        raise RuntimeError(
+            f"upcycling changed the output by {report.largest_difference:.2e} "
+            f"(largest logit {report.largest_logit:.2e}, allowed {tolerance:.0e} of it)"
+        )
+    return report
+
+
+@torch.no_grad()
+def _probe(model: Model) -> torch.Tensor:
+    """Logits of a fixed picture and fixed ids, float32."""
+    generator = torch.Generator().manual_seed(0)
+    vision = model.config.vision
+    text = torch.randint(0, model.config.image_token_id, (1, 32), generator=generator)
+    image = torch.full((1, vision.num_patches), model.config.image_token_id)
+    pixels = torch.randn(1, 3, vision.image_size, vision.image_size, generator=generator)
+    return model.eval()(torch.cat([image, text], dim=1), pixel_values=pixels).logits.float()
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    router: str | None = None,
+    loss_weights: Mapping[str, float] | None = None,
+    **kwargs: Any,
+) -> tuple[Model, LlavaProcessor]:
+    """Model (in evaluation mode) and processor of a checkpoint directory.
+
+    ``router`` and ``loss_weights`` replace those of every part with experts. ``kwargs`` go to
+    from_pretrained. ValueError where the directory is incomplete.
+    """
+    path = Path(path)
+    config = read_config(path)
+    if router is not None or loss_weights is not None:
+        config.moe = _changed_moe(config, path, router, loss_weights)
+    model, info = Model.from_pretrained(
+        path, config=config, dtype=dtype, output_loading_info=True, **kwargs
+    )
+    faults = {
+        name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]
+    }
+    if faults:
+        raise ValueError(f"checkpoint {path} does not fit its config.json: {faults}")
+    return model, AutoProcessor.from_pretrained(path)
+
+
+def read_config(path: Path) -> LlavaCompeteConfig:
+    """config.json of a checkpoint directory; ValueError where it or another file is missing."""
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {path} is not a directory")
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"checkpoint {path} is incomplete: it has no config.json")
+    model_type = json.loads(config_file.read_text()).get("model_type")
+    if model_type != LlavaCompeteConfig.model_type:
+        raise ValueError(
+            f"checkpoint {path} holds a {model_type!r} model, not {LlavaCompeteConfig.model_type!r}: "
+            f"`llava-compete compose` makes one of a language model and an image tower"
+        )
+    index = path / "model.safetensors.index.json"
+    weights = {"model.safetensors"}
+    if index.is_file():
+        weights = set(json.loads(index.read_text())["weight_map"].values())
+    needed = [*sorted(weights), "processor_config.json", "tokenizer_config.json"]
+    if missing := [name for name in needed if not (path / name).is_file()]:
+        raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")
+    return LlavaCompeteConfig.from_pretrained(path)
+
+
+def _changed_moe(
+    config: LlavaCompeteConfig,
+    path: Path,
+    router: str | None,
+    loss_weights: Mapping[str, float] | None,
+) -> dict[str, dict[str, Any]]:
+    if not config.moe:
+        raise ValueError(
+            f"checkpoint {path} is dense: router={router!r}, loss_weights={loss_weights} need "
+            f"experts; `llava-compete upcycle` makes them"
+        )
+    changed = {}
+    for part, moe_config in config.moe_configs.items():
+        values = moe_config.to_dict()
+        values["router"] = router or values["router"]
+        values["loss_weights"] = {**values["loss_weights"], **(loss_weights or {})}
+        changed[part] = MoEConfig(**values).to_dict()
+    return changed
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill that takes the name ``path`` only when it is whole.
+
+    ValueError where ``path`` exists and is not empty: nothing is overwritten.
+    """
+    refuse_non_empty(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if path.exists():
+        path.rmdir()
+    partial.rename(path)
+
+
+def refuse_non_empty(path: Path) -> None:
+    """ValueError where ``path`` is a file or a directory that holds something."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"output {path} exists and is not empty: name another or remove it")
+
+
+def save(model: Model, processor: LlavaProcessor, path: Path) -> None:
+    """Write a checkpoint directory, whole or not at all."""
+    with new_directory(path) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)

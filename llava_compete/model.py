@@ -1,0 +1,302 @@
+"""The vision-language model: pixels and ids -> embeddings -> language model -> loss.
+
+B batch, L sequence with image placeholders, N images in the batch, P patches an image, D language
+width, A answer tokens in the batch.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from llava_compete.data import IGNORED
+from llava_compete.moe import MoEConfig, MoELayer
+from llava_compete.moe.upcycle import install_moe
+from llava_compete.projector import build_projector
+from llava_compete.vision import ImageTower, VisionConfig
+
+
+class LlavaCompeteConfig(PreTrainedConfig):
+    """Language model, image tower, projector and, where there are experts, their MoEConfig.
+
+    ``moe`` maps a part (language_model, projector) to the values of its MoEConfig.
+    """
+
+    model_type = "llava_compete"
+    sub_configs_defaults = {  # noqa: RUF012 (transformers' own form)
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | None = None
+    projector: str = "mlp2x_gelu"
+    image_token_id: int | None = None
+    moe: dict | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    @property
+    def vision(self) -> VisionConfig:
+        """The image tower's configuration, checked."""
+        if self.vision_config is None:
+            raise ValueError("config.json has no vision_config: was it written by compose?")
+        return VisionConfig(**self.vision_config)
+
+    @property
+    def moe_configs(self) -> dict[str, MoEConfig]:
+        """MoEConfig of each part that has experts; empty for a dense model."""
+        return {part: MoEConfig(**values) for part, values in (self.moe or {}).items()}
+
+
+@dataclass
+class LlavaCompeteOutput(ModelOutput):
+    """``losses`` and ``metrics`` are detached, unweighted means for the log, keyed part/name.
+
+    A part that saw no token to count (a text-only batch's projector) says NaN there.
+    """
+
+    loss: Tensor | None = None  # to minimise: language loss + weighted router losses
+    logits: Tensor | None = None  # (B, L', V), only without labels
+    token_losses_A: Tensor | None = None  # cross-entropy of each answer token, rows in order
+    losses: dict[str, Tensor] | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Image tower, projector and a causal language model, dense or with experts."""
+
+    config_class = LlavaCompeteConfig
+    config: LlavaCompeteConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: LlavaCompeteConfig) -> None:
+        super().__init__(config)
+        text_config = config.text_config
+        self.language_model = AutoModelForCausalLM.from_config(text_config)
+        self.vision = ImageTower(config.vision)
+        self.projector = build_projector(
+            config.projector, config.vision.width, text_config.hidden_size
+        )
+        self._no_split_modules = self.language_model._no_split_modules
+        install_moe(self, config.moe_configs)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only modules of our own reach this; the language model initialises its own, and the
+        # image tower's library has done so already.
+        if isinstance(module, MoELayer):
+            module.router.reset_parameters()
+            module.experts.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def moe_layers(self) -> dict[str, list[MoELayer]]:
+        """The MoE layers of each part, in order; parts without experts are left out."""
+        parts = {"language_model": self.language_model, "projector": self.projector}
+        found = {
+            part: [module for module in root.modules() if isinstance(module, MoELayer)]
+            for part, root in parts.items()
+        }
+        return {part: layers for part, layers in found.items() if layers}
+
+    def set_competing(self, flags: Iterable[bool]) -> None:
+        """Say for every MoE layer (parts in moe_layers' order) whether it competes this step."""
+        layers = [layer for part in self.moe_layers().values() for layer in part]
+        for layer, flag in zip(layers, flags, strict=True):
+            layer.competing = flag
+
+    def embed(self, input_ids_BL: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """Embeddings (B, L, D) with each image placeholder replaced by a projected patch."""
+        text_BLD = self.get_input_embeddings()(input_ids_BL)
+        is_image_BL = input_ids_BL == self.config.image_token_id
+        num_tokens = int(is_image_BL.sum())
+        if pixel_values is None:
+            self._check_placeholders(num_tokens, num_images=0)
+            if not self.training:
+                return text_BLD
+            # Under ZeRO-3 every rank must run every module: a text-only batch runs the tower on
+            # a blank image that reaches neither the loss nor a router statistic.
+            size = self.config.vision.image_size
+            blank = torch.zeros(1, 3, size, size, device=text_BLD.device, dtype=text_BLD.dtype)
+            return text_BLD + 0.0 * self._image_embeddings(blank, counted=False).sum()
+        self._check_placeholders(num_tokens, num_images=len(pixel_values))
+        image_NPD = self._image_embeddings(pixel_values.to(text_BLD.dtype), counted=True)
+        return text_BLD.masked_scatter(is_image_BL[..., None], image_NPD.to(text_BLD.dtype))
+
+    def _image_embeddings(self, pixels_N3HW: Tensor, *, counted: bool) -> Tensor:
+        features_NPV = self.vision(pixels_N3HW)
+        if isinstance(self.projector, MoELayer):
+            num_tokens = features_NPV.shape[0] * features_NPV.shape[1]
+            self.projector.mask_T = features_NPV.new_full((num_tokens,), counted, dtype=torch.bool)
+        return self.projector(features_NPV)
+
+    def _check_placeholders(self, num_tokens: int, num_images: int) -> None:
+        patches = self.config.vision.num_patches
+        if num_tokens != num_images * patches:
+            raise ValueError(
+                f"{num_tokens} image tokens in the prompts but {num_images * patches} image "
+                f"features ({num_images} images x {patches} patches): was a prompt cut inside an "
+                f"image, or a picture not passed?"
+            )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int = 0,
+    ) -> LlavaCompeteOutput:
+        """Language loss plus router losses, or logits where there are no ``labels``.
+
+        ``input_ids``, ``attention_mask``, ``labels`` int64 (B, L); ``pixel_values`` (N, 3, H, W).
+        ``labels`` are IGNORED off the answers and aligned with ``input_ids``. With
+        ``num_items_in_batch``, the answer tokens of all micro-batches and ranks of an optimizer
+        step, losses are this batch's share, so that shares add up to one large batch's loss.
+        With labels, logits are computed at answers only and not returned.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        embeddings_BLD = self.embed(input_ids, pixel_values)
+        for layer in self.moe_layers().get("language_model", ()):
+            layer.mask_T = attention_mask.reshape(-1).bool()
+        hidden_BLD = self.language_model.get_decoder()(
+            inputs_embeds=embeddings_BLD, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        if labels is None:
+            kept = hidden_BLD[:, -logits_to_keep:] if logits_to_keep else hidden_BLD
+            return LlavaCompeteOutput(logits=self.get_output_embeddings()(kept))
+
+        answered_BL = labels[:, 1:] != IGNORED
+        hidden_AD = hidden_BLD[:, :-1][answered_BL]
+        logits_AV = self.get_output_embeddings()(hidden_AD).float()
+        losses_A = F.cross_entropy(logits_AV, labels[:, 1:][answered_BL], reduction="none")
+        answers = answered_BL.sum()
+        total = answers.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        router_loss, losses, metrics = self._router_losses()
+        # The share scales the router losses as the division by `total` scales the language loss;
+        # unscaled they would count once per accumulated micro-batch.
+        loss = losses_A.sum() / total + router_loss * (answers / total)
+        return LlavaCompeteOutput(
+            loss=loss,
+            token_losses_A=losses_A.detach(),
+            losses={"language": losses_A.detach().mean(), **losses},
+            metrics=metrics,
+        )
+
+    def _router_losses(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted sum to minimise, and the unweighted means over layers for the log."""
+        configs = self.config.moe_configs
+        total = torch.zeros((), device=self.device)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for part, layers in self.moe_layers().items():
+            self._check_graph(part, layers)
+            counted = torch.stack([_counted(layer) for layer in layers]).any()
+            for name, value in _layer_means(layer.routing.losses for layer in layers):
+                total = total + configs[part].loss_weights[name] * value
+                losses[f"{part}/{name}"] = _or_nan(value.detach(), counted)
+            for name, value in _layer_means(layer.routing.metrics for layer in layers):
+                metrics[f"{part}/{name}"] = _or_nan(value, counted)
+            load_E = torch.stack([layer.load_E() for layer in layers]).mean(dim=0)
+            for expert, share in enumerate(load_E):
+                metrics[f"{part}/load/{expert}"] = _or_nan(share, counted)
+            for layer in layers:
+                layer.routing = None
+        return total, losses, metrics
+
+    def _check_graph(self, part: str, layers: list[MoELayer]) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for layer in layers:
+            trained = any(parameter.requires_grad for parameter in layer.router.parameters())
+            if trained and not any(v.requires_grad for v in layer.routing.losses.values()):
+                raise RuntimeError(
+                    f"the router losses of {part} have no graph: re-entrant activation "
+                    f"checkpointing would train the model but not its routers; use "
+                    f"activation_checkpointing_kwargs={{'use_reentrant': False}}"
+                )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """New token ids (B, at most max_new_tokens); ``kwargs`` as transformers' generate.
+
+        Prompts of unequal length are padded on the left (processor.prompt_batch does).
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        for layer in self.moe_layers().get("language_model", ()):
+            layer.mask_T = None  # of the last forward; a decoding step has another shape
+        generation_config = copy.deepcopy(self.generation_config)
+        model_kwargs = generation_config.update(**kwargs)
+        return self.language_model.generate(
+            inputs_embeds=self.embed(input_ids, pixel_values),
+            attention_mask=attention_mask,
+            generation_config=generation_config,
+            **model_kwargs,
+        )
+
+
+def _counted(layer: MoELayer) -> Tensor:
+    """Did the layer see any token that counts?"""
+    assert layer.routing is not None
+    if layer.mask_T is None:
+        return torch.ones((), dtype=torch.bool, device=layer.routing.ids_TK.device)
+    return layer.mask_T.any()
+
+
+def _layer_means(per_layer: Iterable[dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Each name's mean over the layers that have it: a competing layer's losses are not thinned
+    out by the layers that did not compete."""
+    values: dict[str, list[Tensor]] = {}
+    for layer in per_layer:
+        for name, value in layer.items():
+            values.setdefault(name, []).append(value)
+    for name, found in values.items():
+        yield name, torch.stack(found).mean()
+
+
+def _or_nan(value: Tensor, counted: Tensor) -> Tensor:
+    return torch.where(counted, value, torch.nan)
+
+
+AutoConfig.register(LlavaCompeteConfig.model_type, LlavaCompeteConfig)
+AutoModelForImageTextToText.register(LlavaCompeteConfig, LlavaCompeteForConditionalGeneration)

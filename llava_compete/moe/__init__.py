@@ -1,0 +1,18 @@
+"""Sparse mixtures of experts that stand where dense feed-forward layers stood."""
+
+from llava_compete.moe.config import MoEConfig
+from llava_compete.moe.experts import Experts
+from llava_compete.moe.layer import MoELayer
+from llava_compete.moe.routers import ROUTERS, Router, Routing, RoutingContext
+from llava_compete.moe.schedule import CompetitionSchedule
+
+__all__ = [
+    "ROUTERS",
+    "CompetitionSchedule",
+    "Experts",
+    "MoEConfig",
+    "MoELayer",
+    "Router",
+    "Routing",
+    "RoutingContext",
+]

@@ -1,0 +1,56 @@
+"""The MoE layer that stands where a dense feed-forward layer stood.
+
+B batch, L sequence, T = B*L tokens, E experts, K chosen per token, D width in, O width out.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from llava_compete.moe.config import MoEConfig
+from llava_compete.moe.experts import Experts
+from llava_compete.moe.losses import choice_share
+from llava_compete.moe.routers import ROUTERS, RouterOptions, Routing, RoutingContext
+
+
+class MoELayer(nn.Module):
+    """Router + experts; knows no router by name. Maps (..., D) to (..., O).
+
+    ``index`` numbers the MoE layers of the model and makes their gates differ.
+    """
+
+    # Step state. Plain attributes rather than arguments, because a decoder layer calls
+    # `self.mlp(x)`, and because activation checkpointing must see the same values again when it
+    # recomputes the forward in the backward.
+    competing: bool = False  # set by the trainer for one optimizer step
+    mask_T: Tensor | None = None  # set by the model before the forward, holds until its backward
+    routing: Routing | None = None  # left by the last forward; the model takes it
+
+    def __init__(self, experts: Experts, config: MoEConfig, *, index: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.router = ROUTERS[config.router](
+            RouterOptions(
+                width=experts.first_weight.shape[-1],
+                num_experts=config.num_experts,
+                top_k=config.top_k,
+                seed=config.seed + index,
+                distillation_theta=config.distillation_theta,
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_TD = x.reshape(-1, x.shape[-1])
+        # Competition is a way of training: an evaluation between two steps must not see it.
+        context = RoutingContext(self.mask_T, competing=self.competing and self.training)
+        routing = self.router(x_TD, self.experts, context)
+        outputs_TKO = routing.outputs_TKD
+        if outputs_TKO is None:
+            outputs_TKO = self.experts(x_TD, routing.ids_TK)
+        self.routing = routing._replace(outputs_TKD=None)  # free what only this forward needs
+        y_TO = torch.einsum("tk,tko->to", routing.weights_TK, outputs_TKO)
+        return y_TO.view(*x.shape[:-1], -1)
+
+    def load_E(self) -> Tensor:
+        """Share of the last forward's kept pairs that each expert received, (E,) float32."""
+        assert self.routing is not None, "load_E is of a forward that has not been"
+        return choice_share(self.routing.ids_TK, self.experts.num_experts, self.mask_T)

@@ -1,0 +1,76 @@
+"""CompeteSMoE (arXiv:2505.13380): experts compete for tokens, a router learns the outcome.
+
+T tokens, E experts, K chosen per token, D width of an expert's output.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llava_compete.moe import losses
+from llava_compete.moe.experts import Experts
+from llava_compete.moe.routers.base import Routing, RoutingContext
+from llava_compete.moe.routers.topk import TopKRouter
+
+
+def affinity(outputs_TED: Tensor) -> Tensor:
+    """Neural response of each expert: mean over its output of softplus, float32 (T, E), > 0.
+
+    Float32, because in bfloat16 the responses of freshly upcycled experts tie.
+    """
+    return F.softplus(outputs_TED.float()).mean(dim=-1)
+
+
+def agreement(router_ids_TK: Tensor, winner_ids_TK: Tensor, mask_T: Tensor | None) -> Tensor:
+    """Share of the winners that the router would have chosen too; K/E is chance."""
+    hit_TK = (winner_ids_TK[:, :, None] == router_ids_TK[:, None, :]).any(dim=-1)
+    return losses.mean_over_tokens(hit_TK.float().mean(dim=-1), mask_T)
+
+
+class CompeteRouter(TopKRouter):
+    """Plain top-K on router steps; on competition steps all experts run and the strongest win.
+
+    On a competition step the weights are the winners' shares of the affinity, with gradient, and
+    the winners' outputs are handed back so that no expert runs twice. Losses there: distillation
+    (gate only), diversity (winners only), competition_balance (all experts, through the affinity
+    softmax). There is no z-loss and no balance of the gate on such a step, as in the official
+    code. Which layers compete is said by ``context.competing``, never by autograd's state.
+    """
+
+    def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
+        logits_TE = self.gate(x_TD).float()
+        probs_TE = logits_TE.softmax(dim=-1)
+        if not context.competing:
+            return self.route(x_TD, logits_TE, probs_TE, context)
+        return self._compete(x_TD, probs_TE, experts, context.mask_T)
+
+    def _compete(
+        self, x_TD: Tensor, probs_TE: Tensor, experts: Experts, mask_T: Tensor | None
+    ) -> Routing:
+        top_k = self.options.top_k
+        outputs_TED = experts(x_TD)
+        affinity_TE = affinity(outputs_TED)
+        won_TK, ids_TK = affinity_TE.topk(top_k, dim=-1)
+        weights_TK = won_TK / won_TK.sum(dim=-1, keepdim=True)
+        outputs_TKD = outputs_TED.gather(1, ids_TK[..., None].expand(-1, -1, outputs_TED.shape[-1]))
+        competition_TE = affinity_TE.softmax(dim=-1)
+        with torch.no_grad():
+            router_ids_TK = probs_TE.topk(top_k, dim=-1).indices
+            agreed = agreement(router_ids_TK, ids_TK, mask_T)
+        return Routing(
+            ids_TK=ids_TK,
+            weights_TK=weights_TK.to(x_TD.dtype),
+            losses={
+                "distillation": losses.distillation(
+                    probs_TE,
+                    competition_TE,
+                    ids_TK,
+                    theta=self.options.distillation_theta,
+                    mask_T=mask_T,
+                ),
+                "diversity": losses.diversity(outputs_TKD, mask_T),
+                "competition_balance": losses.load_balance(competition_TE, ids_TK, mask_T),
+            },
+            metrics={"agreement": agreed},
+            outputs_TKD=outputs_TKD,
+        )

@@ -1,0 +1,53 @@
+"""Plain top-K routing (SMoE): softmax over a linear gate, the K largest, renormalised.
+
+T tokens, E experts, K chosen per token, D width.  Shazeer et al., arXiv:1701.06538, without the
+noise; balance loss of Switch (arXiv:2101.03961), z-loss of ST-MoE (arXiv:2202.08906).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from llava_compete.moe import losses
+from llava_compete.moe.experts import Experts
+from llava_compete.moe.routers.base import RouterOptions, Routing, RoutingContext
+
+
+class TopKRouter(nn.Module):
+    """A linear gate without bias; softmax and losses in float32 whatever the dtype of x."""
+
+    def __init__(self, options: RouterOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.gate = nn.Linear(options.width, options.num_experts, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02) from the layer's own seed: no two layers begin with the same gate."""
+        weight = self.gate.weight
+        if weight.is_meta:
+            return
+        generator = torch.Generator().manual_seed(self.options.seed)
+        values = torch.randn(weight.shape, generator=generator) * 0.02
+        with torch.no_grad():
+            weight.copy_(values)
+
+    def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
+        logits_TE = self.gate(x_TD).float()
+        probs_TE = logits_TE.softmax(dim=-1)
+        return self.route(x_TD, logits_TE, probs_TE, context)
+
+    def route(
+        self, x_TD: Tensor, logits_TE: Tensor, probs_TE: Tensor, context: RoutingContext
+    ) -> Routing:
+        """The K most probable experts; weights are their probabilities over their sum."""
+        chosen_TK, ids_TK = probs_TE.topk(self.options.top_k, dim=-1)
+        weights_TK = chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
+        return Routing(
+            ids_TK=ids_TK,
+            weights_TK=weights_TK.to(x_TD.dtype),
+            losses={
+                "balance": losses.load_balance(probs_TE, ids_TK, context.mask_T),
+                "router_z": losses.router_z(logits_TE, context.mask_T),
+            },
+            metrics={},
+        )
