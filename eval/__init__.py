@@ -1,0 +1,10 @@
+"""Benchmarks: ask a checkpoint, keep its answers, score them.
+
+    python -m eval run --checkpoint DIR --tasks stamps_yesno,stamps_choice --data_root DIR --out RUN
+    python -m eval score RUN
+    python -m eval report RUN
+
+``task`` says what a benchmark is and ``tasks/`` holds one file for each; ``plan`` turns a task into
+requests, ``predict`` puts them to a ``model`` and appends the answers to the run directory
+(``store``); ``score`` reads those back without a model, and ``report`` draws the table.
+"""

@@ -1,0 +1,157 @@
+"""Evaluate a checkpoint; the verbs stand in ``eval/__init__.py``.
+
+Exit status: 0 done, 1 a task lacks replies or samples, 2 the command cannot be carried out. Once a
+run has begun, an error ends it with a traceback; the same command takes it up again.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from eval.plan import Request, plan
+from eval.report import table
+from eval.score import score_run, succeeded
+from eval.store import claim, read_results, recorded
+from eval.task import TASKS, Task, load_task
+
+
+class Prepared(NamedTuple):
+    """What a run will ask, checked before the first weight is read."""
+
+    fingerprint: str
+    tasks: list[Task]
+    requests: dict[str, list[Request]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out one verb and give the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    verbs = {"run": _run, "score": _score, "report": _report}
+    return verbs[args.verb](args, parser)
+
+
+def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        prepared = _prepare(args)
+    except ValueError as error:
+        parser.error(str(error))
+    _ask(args, prepared)
+    results = score_run(args.out)
+    print(table(results))
+    return 0 if succeeded(results) else 1
+
+
+def _score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        results = score_run(args.run, args.data_root)
+    except ValueError as error:
+        parser.error(str(error))
+    print(table(results))
+    return 0 if succeeded(results) else 1
+
+
+def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        tables = [(run, table(read_results(run))) for run in args.runs]
+    except ValueError as error:
+        parser.error(str(error))
+    print("\n\n".join(text if len(tables) == 1 else f"## {run}\n\n{text}" for run, text in tables))
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    from eval.fingerprint import fingerprint
+
+    tasks = [load_task(name, args.data_root) for name in args.tasks]
+    mark = fingerprint(args.checkpoint, args.dtype, args.out / "fingerprint.json")
+    claim(args.out, mark)
+    requests = {
+        task.name: plan(
+            task,
+            mark,
+            shuffled_control=args.shuffled_control,
+            seed=args.seed,
+            limit=args.limit,
+        )
+        for task in tasks
+    }
+    return Prepared(mark, tasks, requests)
+
+
+def _ask(args: argparse.Namespace, prepared: Prepared) -> None:
+    from eval.predict import predict, unanswered
+
+    with recorded(args.out, _arguments(args), prepared.fingerprint) as notes:
+        todo = [t for t in prepared.tasks if unanswered(t, prepared.requests[t.name], args.out)]
+        if not todo:
+            return
+        from eval.model import LlavaCompete
+
+        model = LlavaCompete.load(args.checkpoint, args.dtype)
+        for task in todo:
+            start = time.perf_counter()
+            requests = prepared.requests[task.name]
+            asked = predict(model, task, requests, args.out, batch_size=args.batch_size)
+            seconds = round(time.perf_counter() - start, 3)
+            notes[task.name] = {"asked": asked, "seconds": seconds}
+
+
+def _arguments(args: argparse.Namespace) -> dict[str, object]:
+    return {
+        "checkpoint": str(args.checkpoint.resolve()),
+        "tasks": args.tasks,
+        "data_root": str(args.data_root.resolve()),
+        "batch_size": args.batch_size,
+        "dtype": args.dtype,
+        "limit": args.limit,
+        "seed": args.seed,
+        "shuffled_control": args.shuffled_control,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    run = verbs.add_parser("run", allow_abbrev=False, help="ask a checkpoint, then score")
+    run.add_argument("--checkpoint", type=Path, required=True, help="checkpoint directory")
+    run.add_argument("--tasks", type=_names, required=True, help=f"of {','.join(TASKS)}")
+    run.add_argument("--data_root", type=Path, required=True, help="where the questions lie")
+    run.add_argument("--out", type=Path, required=True, help="run directory; resumed if it exists")
+    run.add_argument("--batch_size", type=_positive, default=16)
+    run.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    run.add_argument("--limit", type=_positive, help="ask only so many samples of each task")
+    run.add_argument("--seed", type=int, default=0, help="of the shuffled pictures")
+    run.add_argument(
+        "--shuffled_control",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask again with another sample's picture",
+    )
+    score = verbs.add_parser("score", allow_abbrev=False, help="score stored replies, no model")
+    score.add_argument("run", type=Path)
+    score.add_argument("--data_root", type=Path, help="where the questions lie now, if moved")
+
+    report = verbs.add_parser("report", allow_abbrev=False, help="print the tables of runs")
+    report.add_argument("runs", type=Path, nargs="+")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} names a task twice")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

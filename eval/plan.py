@@ -1,0 +1,118 @@
+"""From a task to the requests that one run makes, each with a key that says what was asked.
+
+A run has one or two conditions: every sample with its own picture, and, as a control, every sample
+with another sample's picture. A model that looks does worse on the second.
+"""
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from eval.task import Sample, Task
+
+RIGHT, SHUFFLED = "right", "shuffled"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to ask: an answer in words, or the loss of the reference answer.
+
+    ``sample`` carries the picture that is shown. ``key`` hashes everything the reply depends on.
+    """
+
+    key: str
+    condition: str
+    wants: Literal["answer", "loss"]
+    sample: Sample
+
+
+def plan(
+    task: Task,
+    fingerprint: str,
+    *,
+    shuffled_control: bool,
+    seed: int = 0,
+    limit: int | None = None,
+) -> list[Request]:
+    """Every request of a run, in the order of the samples, one condition after the other.
+
+    ``limit`` keeps that many samples, evenly spaced, with the very requests of the whole run, so
+    that the whole run can go on from a limited one.
+    """
+    digests = _digests(task.samples)
+    conditions = {RIGHT: task.samples}
+    if shuffled_control:
+        conditions[SHUFFLED] = shuffle_pictures(task.samples, digests, seed)
+    kept = {sample.id for sample in _spread(task.samples, limit)}
+    requests = []
+    for condition, samples in conditions.items():
+        for sample in samples:
+            if sample.id in kept:
+                requests += _requests(task, fingerprint, condition, sample, digests)
+    return requests
+
+
+def shuffle_pictures(
+    samples: Sequence[Sample], digests: Mapping[Path, str], seed: int
+) -> tuple[Sample, ...]:
+    """The samples that have a picture, each with the picture of another; none sees its own.
+
+    The pictures are permuted, so each is shown as often as before. Samples are lined up picture by
+    picture, the pictures in a seeded order, and each takes the picture that stands as many places
+    on as the commonest picture has samples, which is past the last sample of its own.
+    """
+    by_picture: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.image is not None:
+            by_picture[digests[sample.image]].append(sample)
+    order = sorted(by_picture)
+    random.Random(seed).shuffle(order)
+    line = [sample for digest in order for sample in by_picture[digest]]
+    step = max((len(group) for group in by_picture.values()), default=0)
+    if 2 * step > len(line):
+        raise ValueError(
+            f"{step} of {len(line)} samples show one and the same picture, so they cannot all get "
+            f"another: turn the control off with --no-shuffled_control"
+        )
+    images = {sample.id: line[(i + step) % len(line)].image for i, sample in enumerate(line)}
+    return tuple(replace(s, image=images[s.id]) for s in samples if s.id in images)
+
+
+def _requests(
+    task: Task, fingerprint: str, condition: str, sample: Sample, digests: Mapping[Path, str]
+) -> list[Request]:
+    answer = {"max_new_tokens": task.max_new_tokens, "do_sample": False}
+    base = {
+        "task": [task.name, task.version],
+        "id": sample.id,
+        "prompt": sample.prompt,
+        "image": None if sample.image is None else digests[sample.image],
+        "fingerprint": fingerprint,
+    }
+    requests = [Request(_key({**base, "answer": answer}), condition, "answer", sample)]
+    if sample.group in task.loss_groups:
+        key = _key({**base, "loss": sample.references[0]})
+        requests.append(Request(key, condition, "loss", sample))
+    return requests
+
+
+def _key(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(samples: Sequence[Sample]) -> dict[Path, str]:
+    images = {sample.image for sample in samples if sample.image is not None}
+    return {image: hashlib.sha256(image.read_bytes()).hexdigest() for image in images}
+
+
+def _spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
+    if limit is None or limit >= len(samples):
+        return samples
+    if limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1")
+    return [samples[i * len(samples) // limit] for i in range(limit)]

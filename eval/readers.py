@@ -1,0 +1,95 @@
+"""Question files to samples, refused early and by line when something is off.
+
+A question file is JSON lines: ``{"id", "image", "question", "answer", "options"?, "group"?}``.
+``question`` is the full prompt, ``image`` a path relative to the data root or null.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eval.task import Sample
+
+SHOWN = 5  # of many missing pictures
+
+
+def find(root: Path, candidates: Iterable[str], layout: str) -> Path:
+    """The first of ``candidates`` that is a file below ``root``."""
+    paths = [root / candidate for candidate in candidates]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise ValueError(_missing(paths, layout))
+
+
+def read_questions(root: Path, candidates: Iterable[str], layout: str) -> tuple[Sample, ...]:
+    """The samples of the first question file found; ``layout`` tells a user what belongs where."""
+    path = find(root, candidates, layout)
+    samples: dict[str, Sample] = {}
+    for where, row in read_jsonl(path):
+        sample = _sample(where, row, root)
+        if sample.id in samples:
+            raise ValueError(f"{where}: the id {sample.id!r} is used twice; ids must be unique")
+        samples[sample.id] = sample
+    pictures = {sample.image for sample in samples.values() if sample.image is not None}
+    absent = sorted(picture for picture in pictures if not picture.is_file())
+    if absent:
+        raise ValueError(_missing(absent, layout))
+    return tuple(samples.values())
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a JSON lines file with the place it stands at, ``file:line``."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: not a line of JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: a JSON object was expected, not {type(row).__name__}")
+            yield where, row
+
+
+def _sample(where: str, row: dict[str, Any], root: Path) -> Sample:
+    options = row.get("options") or []
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{where}: options={options!r} must be a list of texts")
+    return Sample(
+        id=_text(where, row, "id"),
+        image=_picture(where, row, root),
+        prompt=_text(where, row, "question"),
+        references=(_text(where, row, "answer"),),
+        options=tuple(options),
+        group=_text(where, row, "group") if "group" in row else "",
+    )
+
+
+def _text(where: str, row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        raise ValueError(f"{where}: {name!r} is missing; the row has {sorted(row)}")
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: {name}={value!r} must be a text that is not empty")
+    return value
+
+
+def _picture(where: str, row: dict[str, Any], root: Path) -> Path | None:
+    if "image" in row and row["image"] is None:
+        return None
+    name = _text(where, row, "image")
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{where}: image={name!r} must stay inside the data root {root}")
+    return path
+
+
+def _missing(paths: list[Path], layout: str) -> str:
+    shown = [f"  {path}" for path in paths[:SHOWN]]
+    if len(paths) > SHOWN:
+        shown.append(f"  ... and {len(paths) - SHOWN} more")
+    return "\n".join(["no such file; looked for", *shown, "expected layout:", layout])

@@ -1,0 +1,99 @@
+"""The table of a run, in Markdown."""
+
+from collections.abc import Iterator
+
+from eval.plan import RIGHT, SHUFFLED
+from eval.store import Record
+
+HEAD = ("task", "metric", "n", "score", "shuffled pictures", "right - shuffled", "chance")
+LEGEND = (
+    "Shares are in percent, +- one standard error; answer_loss is in nats a token, lower is "
+    "better. Shuffled pictures: the same questions, each with another sample's picture; right - "
+    "shuffled is paired by sample, with its size in its own standard errors (se) in brackets. "
+    "Chance: the best a model can do that never looks."
+)
+
+
+def table(results: Record) -> str:
+    """Every metric of every task, the headline first and also by group, and what to beware of."""
+    rows = [row for name, task in results["tasks"].items() for row in _rows(name, task, results)]
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    lines = [_line(HEAD, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
+    lines += [_line(row, widths) for row in rows]
+    notes = [note for name, task in results["tasks"].items() for note in _notes(name, task)]
+    return "\n".join([*lines, "", LEGEND, *notes])
+
+
+def _rows(name: str, task: Record, results: Record) -> Iterator[tuple[str, ...]]:
+    title = name + _mark(task, results["limit"])
+    conditions = task["conditions"]
+    if RIGHT not in conditions:
+        yield (title, task["headline"], "0", "-", "-", "-", "-")
+        return
+    right = conditions[RIGHT]["metrics"]
+    shuffled = conditions[SHUFFLED]["metrics"] if SHUFFLED in conditions else {}
+    for metric in sorted(right, key=lambda m: m != task["headline"]):
+        control = shuffled.get(metric, {"groups": {}})
+        change = task["differences"].get(metric, {"groups": {}})
+        yield _row(title, metric, right[metric], control, change)
+        if metric != task["headline"]:
+            continue
+        for group, value in right[metric]["groups"].items():
+            parts = control["groups"].get(group, {}), change["groups"].get(group, {})
+            yield _row(title, f"{metric}, {group}", value, *parts)
+
+
+def _row(
+    title: str, metric: str, value: Record, control: Record, change: Record
+) -> tuple[str, ...]:
+    unit = value["unit"]
+    chance = "-" if value["chance"] is None else _number(value["chance"], unit)
+    return (
+        title,
+        metric,
+        str(value["n"]),
+        _estimate(value, unit),
+        _estimate(control, unit) if "value" in control else "-",
+        _change(change, unit) if "value" in change else "-",
+        chance,
+    )
+
+
+def _estimate(value: Record, unit: str) -> str:
+    text = _number(value["value"], unit)
+    return text if value["stderr"] is None else f"{text} +- {_number(value['stderr'], unit)}"
+
+
+def _change(change: Record, unit: str) -> str:
+    text = _number(change["value"], unit, sign="+")
+    errors = change["in_stderrs"]
+    return text if errors is None else f"{text} ({errors:+.1f} se)"
+
+
+def _number(value: float, unit: str, sign: str = "") -> str:
+    return f"{value * 100:{sign}.1f}" if unit == "share" else f"{value:{sign}.3f}"
+
+
+def _mark(task: Record, limit: int | None) -> str:
+    if limit is not None:
+        return f" (LIMITED to {limit})"
+    return "" if task["complete"] else " (INCOMPLETE)"
+
+
+def _notes(name: str, task: Record) -> Iterator[str]:
+    if task["missing"]:
+        yield f"- {name}: {task['missing']} replies are missing; run again to ask for them."
+    if not task["complete"] and task["n"] != task["expected_n"]:
+        yield f"- {name}: {task['n']} of {task['expected_n']} samples."
+    for condition, part in task["conditions"].items():
+        counts = dict(part["flags"])
+        for metric, value in part["metrics"].items():
+            counts |= {f"{metric}: {flag}": 1 for flag in value["flags"]}
+        if counts:
+            listed = ", ".join(f"{flag} {count}" for flag, count in sorted(counts.items()))
+            yield f"- {name}, {condition} pictures, of {part['n']} answers: {listed}."
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return "| " + " | ".join(padded) + " |"

@@ -1,0 +1,109 @@
+"""What a benchmark is: samples, a rule that scores one answer, and one that sums the scores up.
+
+A benchmark is a file in ``eval/tasks`` with ``load(root) -> Task`` and a line in ``TASKS``.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+ANSWER_LOSS = "answer_loss"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question; ``prompt`` is the whole text put to the model, without image placeholders."""
+
+    id: str
+    image: Path | None
+    prompt: str
+    references: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a scoring rule made of one answer.
+
+    ``parsed`` is None where the rule found no answer. ``values`` holds what this sample adds to
+    each metric that is a mean over samples; ``flags`` names what a reader should know of.
+    """
+
+    parsed: str | None
+    values: dict[str, float]
+    flags: tuple[str, ...] = ()
+
+
+class Scored(NamedTuple):
+    """A sample and the score of the answer it was given."""
+
+    sample: Sample
+    score: Score
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number over ``n`` samples; ``stderr`` is None where no simple formula gives it.
+
+    ``chance`` is the best score of a model that never looks at the picture: the larger of guessing
+    evenly and always giving the commonest answer.
+    """
+
+    value: float
+    n: int
+    stderr: float | None = None
+    chance: float | None = None
+    unit: Literal["share", "nats"] = "share"
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A benchmark, ready to be asked.  Raise ``version`` whenever its numbers would change.
+
+    ``expected_n`` is the published number of samples, None where there is none. ``headline`` is the
+    metric to quote. In ``loss_groups`` the loss of the reference answer is measured as well.
+    """
+
+    name: str
+    version: int
+    description: str
+    samples: tuple[Sample, ...]
+    score: Callable[[str, Sample], Score]
+    aggregate: Callable[[Sequence[Scored]], dict[str, Metric]]
+    headline: str
+    max_new_tokens: int
+    expected_n: int | None = None
+    loss_groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError(f"task {self.name} has no samples: is its question file empty?")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} of {self.name} must be above 0")
+        missing = set(self.loss_groups) - {sample.group for sample in self.samples}
+        if missing:
+            raise ValueError(
+                f"task {self.name} measures the answer loss of {sorted(missing)}, "
+                f"but no sample is in such a group: is the question file complete?"
+            )
+
+
+def load_task(name: str, root: Path) -> Task:
+    """The benchmark called ``name``, its data read from below ``root``."""
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4) or sorted(TASKS)
+        raise ValueError(f"no task is called {name!r}; did you mean {', '.join(near)}?")
+    task: Task = importlib.import_module(TASKS[name]).load(root)
+    return task
+
+
+TASKS: dict[str, str] = {
+    "stamps_yesno": "eval.tasks.stamps_yesno",
+    "stamps_choice": "eval.tasks.stamps_choice",
+    "stamps_short": "eval.tasks.stamps_short",
+}

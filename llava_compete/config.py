@@ -1,0 +1,132 @@
+"""Recipes: flat YAML files whose keys are the fields of dataclasses; no torch in here."""
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_compete.names import nearest
+
+
+@dataclass
+class ModelArgs:
+    """Which checkpoint is trained, and which of its parts."""
+
+    checkpoint: str = field(metadata={"help": "Checkpoint directory (of compose, upcycle, train)."})
+    trainable: list[str] = field(
+        default_factory=lambda: ["projector"],
+        metadata={
+            "help": "Parts to train: vision, projector, language_model, and of the parts with "
+            "experts also experts or routers alone."
+        },
+    )
+    router: str | None = field(
+        default=None, metadata={"help": "Router to use instead of the checkpoint's: topk, compete."}
+    )
+    loss_weights: dict | str | None = field(
+        default=None,
+        metadata={"help": "Weights of router losses by name; those not named keep their value."},
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention by name: sdpa, flash_attention_2, eager."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss_weights, str):
+            self.loss_weights = json.loads(self.loss_weights)
+
+
+@dataclass
+class DataArgs:
+    """Which rows are trained on."""
+
+    data_path: str = field(metadata={"help": "LLaVA .json or .jsonl file."})
+    image_folder: str = field(metadata={"help": "Root of the rows' image files."})
+    max_length: int = field(
+        default=2048,
+        metadata={
+            "help": "Longest sequence in tokens, image tokens included; longer rows lose "
+            "whole turns from their end."
+        },
+    )
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-5 as text; here it is a number."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe's keys and values; ValueError where it is not a flat YAML mapping."""
+    if not path.is_file():
+        raise ValueError(f"recipe {path} does not exist")
+    try:
+        recipe = yaml.load(path.read_text(), Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe {path} must be `key: value` lines, found {type(recipe).__name__}")
+    return recipe
+
+
+def parse(classes: Sequence[type], argv: Sequence[str], *, prog: str) -> tuple[Any, ...]:
+    """One instance of each dataclass from ``RECIPE [--key value ...]``; what comes later wins.
+
+    ValueError for an unknown key or flag, with the nearest names, and for a value of another type.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> Any:
+            raise ValueError(message)
+
+    parser = Parser(
+        list(classes),
+        prog=prog,
+        usage=f"{prog} RECIPE [--key value ...]",
+        description="Keys of a recipe (YAML), and flags to override them.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.parse_args(["--help"])
+    known = {item.name for cls in classes for item in dataclasses.fields(cls) if item.init}
+    recipe = read_recipe(Path(argv[0]))
+    for key in recipe:
+        if key not in known:
+            raise ValueError(f"recipe {argv[0]}: unknown key {key!r}{nearest(key, known)}")
+    flags = [*_as_flags(recipe), *argv[1:]]
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=flags, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        raise ValueError(f"unknown flag {unknown[0]}{nearest(unknown[0].lstrip('-'), known)}")
+    return tuple(parsed)
+
+
+def _as_flags(recipe: dict[str, Any]) -> list[str]:
+    """The recipe as command-line words, so that one parser checks both."""
+    flags = []
+    for key, value in recipe.items():
+        if value is None:
+            continue
+        flags.append(f"--{key}")
+        if isinstance(value, dict):
+            flags.append(json.dumps(value))
+        elif isinstance(value, list):
+            flags.extend(str(item) for item in value)
+        else:
+            flags.append(str(value))
+    return flags

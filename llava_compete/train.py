@@ -1,0 +1,173 @@
+"""Train a checkpoint by a recipe.
+
+llava-compete train scripts/recipes/stage3_finetune.yaml --learning_rate 4e-6
+deepspeed --no_local_rank --module llava_compete train RECIPE
+torchrun --nproc-per-node 8 -m llava_compete train RECIPE
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from llava_compete.checkpoint import load, read_config, refuse_non_empty
+from llava_compete.config import DataArgs, ModelArgs, parse
+from llava_compete.data import Collator, IGNORED, LlavaDataset
+from llava_compete.processor import IMAGE_TOKEN
+from llava_compete.trainer import (
+    LlavaTrainer,
+    TrainArgs,
+    build_schedule,
+    check_parts,
+    count_trainable,
+    set_trainable,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
+    """The trainer and the checkpoint to resume from; ValueError for whatever is wrong by then."""
+    model_args, data_args, args = parse(
+        (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
+    )
+    output_dir = Path(args.output_dir)
+    resume_from = find_resume(args.resume, output_dir)
+    if resume_from is None and not args.dry_run:
+        refuse_non_empty(output_dir)
+    # DeepSpeed trains on parameters of the recipe's dtype and keeps float32 copies itself; without
+    # it the parameters are float32 and autocast does the rest.
+    dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+    model, processor = load(
+        model_args.checkpoint,
+        dtype=dtype,
+        router=model_args.router,
+        loss_weights=model_args.loss_weights,
+        attn_implementation=model_args.attn_implementation,
+    )
+    set_trainable(model, model_args.trainable)
+    check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
+    if model.moe_layers():
+        build_schedule(model, args, max(args.max_steps, 0))  # an impossible rate is refused here
+    dataset = LlavaDataset(
+        Path(data_args.data_path), Path(data_args.image_folder), processor, data_args.max_length
+    )
+    trainer = LlavaTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=Collator(processor),
+        processing_class=processor,
+    )
+    if args.process_index == 0 and not args.dry_run:
+        write_recipe(output_dir / "recipe.yaml", model_args, data_args, args)
+    return trainer, resume_from
+
+
+def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
+    """Train, save the model with its processor, and leave trainer_state and train_results."""
+    result = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+
+
+def find_resume(resume: str, output_dir: Path) -> str | None:
+    """Where to go on from: None, or a complete checkpoint directory."""
+    if resume == "never":
+        return None
+    if resume != "auto":
+        if not _complete(Path(resume)):
+            raise ValueError(f"resume={resume} is not a complete checkpoint of the trainer")
+        return resume
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [
+        (int(match[1]), path)
+        for path in (output_dir.iterdir() if output_dir.is_dir() else ())
+        if (match := pattern.fullmatch(path.name)) and _complete(path)
+    ]
+    return str(max(found)[1]) if found else None
+
+
+def _complete(path: Path) -> bool:
+    """trainer_state.json is what the trainer writes last."""
+    if not (path / "trainer_state.json").is_file():
+        return False
+    read_config(path)
+    return True
+
+
+def write_recipe(path: Path, *parts: object) -> None:
+    """The resolved recipe, next to the checkpoint: only what differs from the defaults."""
+    values = {}
+    for part in parts:
+        for item in dataclasses.fields(part):
+            value = getattr(part, item.name)
+            if item.init and value != _default(item) and not item.name.startswith("_"):
+                values[item.name] = value.value if hasattr(value, "value") else value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _default(item: dataclasses.Field) -> object:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
+
+
+def describe(trainer: LlavaTrainer) -> str:
+    """What a dry run shows: one sample, one batch, the parameters and the schedule."""
+    processor, dataset, args = trainer.processing_class, trainer.train_dataset, trainer.args
+    sample = dataset[0]
+    batch = next(iter(trainer.get_train_dataloader()))
+    lines = [
+        f"{len(dataset)} rows; sample {dataset.row(0).get('id')}, answer tokens in [[ ]]:",
+        _marked(processor, sample["input_ids"], sample["labels"]),
+        "",
+        "batch of one process:",
+        *(f"  {name:15} {tuple(value.shape)} {value.dtype}" for name, value in batch.items()),
+        f"  {int((batch['labels'] != IGNORED).sum())} answer tokens, "
+        f"{int(batch['attention_mask'].sum())} of {batch['input_ids'].numel()} positions filled",
+        "",
+        f"{'part':32} {'trainable':>14} {'all':>14}",
+        *(f"{part:32} {t:14,} {n:14,}" for part, (t, n) in count_trainable(trainer.model).items()),
+    ]
+    parts = trainer.model.moe_layers()
+    if parts:
+        steps = args.max_steps if args.max_steps > 0 else _num_steps(trainer)
+        schedule = build_schedule(trainer.model, args, steps)
+        competing = [sum(schedule.competing(step)) for step in range(steps)]
+        layers = ", ".join(f"{len(found)} in {part}" for part, found in parts.items())
+        lines += [
+            "",
+            f"MoE layers: {layers}; {steps} steps, the first {schedule.warmup_steps} without "
+            f"competition, {sum(count > 0 for count in competing)} with competing layers "
+            f"(at most {max(competing)} at once)",
+        ]
+    return "\n".join(lines)
+
+
+def _num_steps(trainer: LlavaTrainer) -> int:
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = max(1, batches // trainer.args.gradient_accumulation_steps)
+    return int(per_epoch * trainer.args.num_train_epochs)
+
+
+def _marked(processor: object, ids_L: torch.Tensor, labels_L: torch.Tensor) -> str:
+    pieces: list[str] = []
+    answering = False
+    for token, label in zip(ids_L.tolist(), labels_L.tolist(), strict=True):
+        if (label != IGNORED) != answering:
+            pieces.append("]]" if answering else "[[")
+            answering = not answering
+        pieces.append(processor.tokenizer.decode([token]))
+    pieces.append("]]" if answering else "")
+    image_run = re.compile(f"(?:{re.escape(IMAGE_TOKEN)})+")
+    return image_run.sub(
+        lambda match: f"{IMAGE_TOKEN} x {len(match[0]) // len(IMAGE_TOKEN)}", "".join(pieces)
+    )

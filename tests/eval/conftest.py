@@ -1,0 +1,83 @@
+"""A tiny data root of drawn squares, and a model that answers from a script."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.predict import Answer
+from eval.task import Sample
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "grey": (120,) * 3}
+
+
+class FakeModel:
+    """Says ``reply(sample)``; stops with an error instead of the reply after ``crash_after``."""
+
+    def __init__(
+        self, reply: Callable[[Sample], str], crash_after: int | None = None, loss: float = 1.25
+    ) -> None:
+        self.reply = reply
+        self.crash_after = crash_after
+        self.loss = loss
+        self.asked: list[str] = []
+        self.batches: list[int] = []
+
+    def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
+        if self.crash_after is not None and len(self.asked) >= self.crash_after:
+            raise RuntimeError("out of memory")
+        self._note(samples)
+        texts = [self.reply(sample) for sample in samples]
+        return [Answer(text, len(text.split()) + 1, finished=True) for text in texts]
+
+    def answer_losses(self, samples: Sequence[Sample]) -> list[float]:
+        self._note(samples)
+        return [self.loss + len(sample.references[0]) / 7 for sample in samples]
+
+    def _note(self, samples: Sequence[Sample]) -> None:
+        self.asked += [sample.id for sample in samples]
+        self.batches.append(len(samples))
+
+
+@pytest.fixture
+def fake_model() -> type[FakeModel]:
+    return FakeModel
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """The quickstart's held-out files in small: four pictures, two or more questions about each."""
+    root = tmp_path / "data"
+    (root / "pictures").mkdir(parents=True)
+    yesno, choice, short = [], [], []
+    names = list(COLOURS)
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        picture = f"pictures/{name}.png"
+        Image.new("RGB", (8, 8), colour).save(root / picture)
+        for answer, asked in (("yes", name), ("no", names[i - 1])):
+            question = (
+                f"Is this square {asked}?\nAnswer the question using a single word or phrase."
+            )
+            yesno.append(row(f"{name}-{answer}", picture, question, answer, group="square"))
+        question = "What colour is it?\n" + "\n".join(
+            f"{letter}. {option}" for letter, option in zip("ABCD", names, strict=True)
+        )
+        choice.append(row(f"{name}-choice", picture, question, "ABCD"[i], options=names))
+        short.append(row(f"{name}-kind", picture, "What kind of thing?", "square", group="kind"))
+        short.append(row(f"{name}-name", picture, "What is this?", f"a {name} thing", group="name"))
+    for file, rows in (("yesno", yesno), ("choice", choice), ("short", short)):
+        write_rows(root / "heldout" / f"{file}.jsonl", rows)
+    return root
+
+
+def row(
+    id: str, image: str | None, question: str, answer: str, **more: object
+) -> dict[str, object]:
+    return {"id": id, "image": image, "question": question, "answer": answer, **more}
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
