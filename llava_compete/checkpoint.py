@@ -194,8 +194,9 @@ def read_config(path: Path) -> LlavaCompeteConfig:
     model_type = json.loads(config_file.read_text()).get("model_type")
     if model_type != LlavaCompeteConfig.model_type:
         raise ValueError(
-            f"checkpoint {path} holds a {model_type!r} model, not {LlavaCompeteConfig.model_type!r}: "
-            f"`llava-compete compose` makes one of a language model and an image tower"
+            f"checkpoint {path} holds a {model_type!r} model, not "
+            f"{LlavaCompeteConfig.model_type!r}: `llava-compete compose` makes one of a language "
+            f"model and an image tower"
         )
     index = path / "model.safetensors.index.json"
     weights = {"model.safetensors"}

@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ def parse(classes: Sequence[type], argv: Sequence[str], *, prog: str) -> tuple[A
     if unknown:
         raise ValueError(f"unknown flag {unknown[0]}{nearest(unknown[0].lstrip('-'), known)}")
     return tuple(parsed)
+
+
+def resolved(argv: Sequence[str], parsed: Iterable[Any]) -> dict[str, Any]:
+    """The keys that the recipe and the flags gave, with the values they came to."""
+    words = [*_as_flags(read_recipe(Path(argv[0]))), *argv[1:]]
+    given = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    values = {}
+    for part in parsed:
+        for item in dataclasses.fields(part):
+            if item.name in given:
+                value = getattr(part, item.name)
+                value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+                values[item.name] = value.value if isinstance(value, Enum) else value
+    return values
 
 
 def _as_flags(recipe: dict[str, Any]) -> list[str]:

@@ -5,8 +5,6 @@ deepspeed --no_local_rank --module llava_compete train RECIPE
 torchrun --nproc-per-node 8 -m llava_compete train RECIPE
 """
 
-import dataclasses
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
-from llava_compete.config import DataArgs, ModelArgs, parse
-from llava_compete.data import Collator, IGNORED, LlavaDataset
+from llava_compete.config import DataArgs, ModelArgs, parse, resolved
+from llava_compete.data import IGNORED, Collator, LlavaDataset
 from llava_compete.processor import IMAGE_TOKEN
 from llava_compete.trainer import (
     LlavaTrainer,
@@ -27,8 +25,6 @@ from llava_compete.trainer import (
     count_trainable,
     set_trainable,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
@@ -65,7 +61,9 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
         processing_class=processor,
     )
     if args.process_index == 0 and not args.dry_run:
-        write_recipe(output_dir / "recipe.yaml", model_args, data_args, args)
+        recipe = resolved(argv, (model_args, data_args, args))
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return trainer, resume_from
 
 
@@ -100,24 +98,6 @@ def _complete(path: Path) -> bool:
         return False
     read_config(path)
     return True
-
-
-def write_recipe(path: Path, *parts: object) -> None:
-    """The resolved recipe, next to the checkpoint: only what differs from the defaults."""
-    values = {}
-    for part in parts:
-        for item in dataclasses.fields(part):
-            value = getattr(part, item.name)
-            if item.init and value != _default(item) and not item.name.startswith("_"):
-                values[item.name] = value.value if hasattr(value, "value") else value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-
-
-def _default(item: dataclasses.Field) -> object:
-    if item.default_factory is not dataclasses.MISSING:
-        return item.default_factory()
-    return item.default
 
 
 def describe(trainer: LlavaTrainer) -> str:

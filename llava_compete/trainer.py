@@ -96,11 +96,11 @@ def set_trainable(model: Model, parts: list[str]) -> None:
 
 
 def count_trainable(model: Model) -> dict[str, tuple[int, int]]:
-    """(trainable, all) parameters of each part, experts and routers apart; ZeRO-3's shards whole."""
+    """(trainable, all) parameters of each part, experts and routers apart."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         part = "/".join(reversed(part_names(name)))
-        size = getattr(parameter, "ds_numel", parameter.numel())
+        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 holds shards
         trained, total = counts.get(part, (0, 0))
         counts[part] = (trained + size * parameter.requires_grad, total + size)
     return counts
@@ -209,6 +209,11 @@ class LlavaTrainer(Trainer):
         for name, value in {**outputs.losses, **outputs.metrics}.items():
             self._seen[name].append(value)
         return (loss, outputs) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:  # recipe.yaml says it better than a pickle does
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every named loss over micro-batches, ranks and steps since last time.
