@@ -126,7 +126,8 @@ def resolved(argv: Sequence[str], parsed: Iterable[Any]) -> dict[str, Any]:
         for item in dataclasses.fields(part):
             if item.name in given:
                 value = getattr(part, item.name)
-                value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+                if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                    value = dataclasses.asdict(value)
                 values[item.name] = value.value if isinstance(value, Enum) else value
     return values
 

@@ -41,10 +41,10 @@ class LlavaCompeteConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
     }
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # a PreTrainedConfig once made
     vision_config: dict | None = None
     projector: str = "mlp2x_gelu"
-    image_token_id: int | None = None
+    image_token_id: int = -1
     moe: dict | None = None
     tie_word_embeddings: bool = False
 
@@ -139,7 +139,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed(self, input_ids_BL: Tensor, pixel_values: Tensor | None) -> Tensor:
         """Embeddings (B, L, D) with each image placeholder replaced by a projected patch."""
         text_BLD = self.get_input_embeddings()(input_ids_BL)
-        is_image_BL = input_ids_BL == self.config.image_token_id
+        is_image_BL = input_ids_BL.eq(self.config.image_token_id)
         num_tokens = int(is_image_BL.sum())
         if pixel_values is None:
             self._check_placeholders(num_tokens, num_images=0)
@@ -225,11 +225,13 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for part, layers in self.moe_layers().items():
             self._check_graph(part, layers)
             counted = torch.stack([_counted(layer) for layer in layers]).any()
-            for name, value in _layer_means(layer.routing.losses for layer in layers):
+            for name, value in _layer_means(layer.last_routing.losses for layer in layers):
                 total = total + configs[part].loss_weights[name] * value
                 losses[f"{part}/{name}"] = _or_nan(value.detach(), counted)
-            for name, value in _layer_means(layer.routing.metrics for layer in layers):
+            for name, value in _layer_means(layer.last_routing.metrics for layer in layers):
                 metrics[f"{part}/{name}"] = _or_nan(value, counted)
+            competing = sum(layer.competing for layer in layers)
+            metrics[f"{part}/competing_layers"] = torch.tensor(float(competing), device=self.device)
             load_E = torch.stack([layer.load_E() for layer in layers]).mean(dim=0)
             for expert, share in enumerate(load_E):
                 metrics[f"{part}/load/{expert}"] = _or_nan(share, counted)
@@ -242,7 +244,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return
         for layer in layers:
             trained = any(parameter.requires_grad for parameter in layer.router.parameters())
-            if trained and not any(v.requires_grad for v in layer.routing.losses.values()):
+            if trained and not any(v.requires_grad for v in layer.last_routing.losses.values()):
                 raise RuntimeError(
                     f"the router losses of {part} have no graph: re-entrant activation "
                     f"checkpointing would train the model but not its routers; use "
@@ -250,7 +252,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -277,9 +279,8 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def _counted(layer: MoELayer) -> Tensor:
     """Did the layer see any token that counts?"""
-    assert layer.routing is not None
     if layer.mask_T is None:
-        return torch.ones((), dtype=torch.bool, device=layer.routing.ids_TK.device)
+        return torch.ones((), dtype=torch.bool, device=layer.last_routing.ids_TK.device)
     return layer.mask_T.any()
 
 

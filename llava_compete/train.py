@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from transformers import LlavaProcessor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
@@ -138,7 +139,7 @@ def _num_steps(trainer: LlavaTrainer) -> int:
     return int(per_epoch * trainer.args.num_train_epochs)
 
 
-def _marked(processor: object, ids_L: torch.Tensor, labels_L: torch.Tensor) -> str:
+def _marked(processor: LlavaProcessor, ids_L: torch.Tensor, labels_L: torch.Tensor) -> str:
     pieces: list[str] = []
     answering = False
     for token, label in zip(ids_L.tolist(), labels_L.tolist(), strict=True):

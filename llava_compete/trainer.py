@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,19 @@ class CompetitionCallback(TrainerCallback):
         self.model.set_competing(self.schedule.competing(state.global_step))
 
 
+class StepTimer(TrainerCallback):
+    """Wall-clock seconds of the optimizer steps since the last log, without saving and logging."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._begun)
+
+
 class QuietProgress(ProgressCallback):
     """A progress bar that shows the losses beside it and prints no line per step."""
 
@@ -161,11 +175,15 @@ class QuietProgress(ProgressCallback):
 class LlavaTrainer(Trainer):
     """Trainer that logs each loss by name and gives each part its learning rate."""
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, *, model: Model, args: TrainArgs, **kwargs: Any) -> None:
         if "wandb" in args.report_to:
             use_wandb_offline_without_account()
         super().__init__(model=model, args=args, **kwargs)
         self._seen: dict[str, list[Tensor]] = defaultdict(list)
+        self._timer = StepTimer()
+        self.add_callback(self._timer)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
@@ -228,6 +246,9 @@ class LlavaTrainer(Trainer):
                 if count:
                     logs[name] = total / count
             self._seen.clear()
+        if self._timer.seconds:
+            logs["step_seconds"] = sum(self._timer.seconds) / len(self._timer.seconds)
+            self._timer.seconds.clear()
         super().log(logs, start_time)
 
 

@@ -76,7 +76,7 @@ class ImageTower(nn.Module):
 
 
 def _build_trunk(config: VisionConfig) -> nn.Module:
-    trunk = _build_vision_tower(config.embed_dim, dict(config.tower), config.quick_gelu)
+    trunk: Any = _build_vision_tower(config.embed_dim, dict(config.tower), config.quick_gelu)
     if "timm_model_name" in config.tower:
         trunk = trunk.trunk  # open_clip's wrapper adds only pooling and projection
     final = config.layer == "final"
@@ -88,7 +88,7 @@ def _build_trunk(config: VisionConfig) -> nn.Module:
     return trunk
 
 
-def _features(trunk: nn.Module, pixels_N3HW: Tensor, final: bool) -> Tensor:
+def _features(trunk: Any, pixels_N3HW: Tensor, final: bool) -> Tensor:
     """(N, V, h, w), or (N, P, V) of a timm transformer's final features."""
     if isinstance(trunk, open_clip.transformer.VisionTransformer):
         return trunk.forward_intermediates(
@@ -124,7 +124,7 @@ def describe_tower(
     if not isinstance(size, int):
         raise ValueError(f"image tower {name}: image_size={size} is not square; give image_size")
     tower["image_size"] = size
-    given = {"mean": mean, "std": std, "quick_gelu": quick_gelu}
+    given: dict[str, Any] = {"mean": mean, "std": std, "quick_gelu": quick_gelu}
     if None in given.values():
         published = _published(name, tower, pretrained)
         if len(published) != 1:

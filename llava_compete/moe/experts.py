@@ -37,8 +37,9 @@ class Experts(nn.Module):
         self.activation = activation
         self.gated = gated
         up_features = 2 * hidden_features if gated else hidden_features
+        self.first_name = "gate_up_proj" if gated else "up_proj"
         up = nn.Parameter(torch.empty(num_experts, up_features, in_features))
-        self.register_parameter("gate_up_proj" if gated else "up_proj", up)
+        self.register_parameter(self.first_name, up)
         self.down_proj = nn.Parameter(torch.empty(num_experts, out_features, hidden_features))
         self.up_bias = nn.Parameter(torch.empty(num_experts, up_features)) if bias else None
         self.down_bias = nn.Parameter(torch.empty(num_experts, out_features)) if bias else None
@@ -48,7 +49,7 @@ class Experts(nn.Module):
     @property
     def first_weight(self) -> nn.Parameter:
         """The (fused gate and) up projection, (E, F or 2F, D)."""
-        return self.gate_up_proj if self.gated else self.up_proj
+        return self.get_parameter(self.first_name)
 
     def reset_parameters(self) -> None:
         """Like nn.Linear, each expert on its own; meta tensors are left alone."""
@@ -66,6 +67,9 @@ class Experts(nn.Module):
 
         An id of E means "no expert": that pair costs nothing and its output is 0.
         """
+        device = x_TD.device.type
+        if torch.is_autocast_enabled(device):  # autocast does not know grouped_mm
+            x_TD = x_TD.to(torch.get_autocast_dtype(device))
         if ids_TK is None:
             return self._all(x_TD)
         return self._chosen(x_TD, ids_TK)
@@ -78,13 +82,13 @@ class Experts(nn.Module):
 
     def _all(self, x_TD: Tensor) -> Tensor:
         x_1DT = x_TD.T[None]
-        up_EFT = self.first_weight @ x_1DT
+        up_EFT = self.first_weight.to(x_TD.dtype) @ x_1DT
         if self.up_bias is not None:
-            up_EFT = up_EFT + self.up_bias[..., None]
+            up_EFT = up_EFT + self.up_bias[..., None].to(up_EFT.dtype)
         hidden_ETF = self._hidden(up_EFT.transpose(1, 2))
-        out_ETO = hidden_ETF @ self.down_proj.transpose(1, 2)
+        out_ETO = hidden_ETF @ self.down_proj.to(x_TD.dtype).transpose(1, 2)
         if self.down_bias is not None:
-            out_ETO = out_ETO + self.down_bias[:, None]
+            out_ETO = out_ETO + self.down_bias[:, None].to(out_ETO.dtype)
         return out_ETO.transpose(0, 1)
 
     def _chosen(self, x_TD: Tensor, ids_TK: Tensor) -> Tensor:
@@ -96,7 +100,8 @@ class Experts(nn.Module):
         sorted_ids_N = ids_N[order_N]
         count_E = F.one_hot(ids_N, self.num_experts + 1)[:, : self.num_experts].sum(dim=0)
         ends_E = count_E.cumsum(0).to(torch.int32)
-        x_ND = x_TD[order_N // top_k]
+        # Filled for the backward: the grouped product leaves those rows' gradient unwritten too.
+        x_ND = x_TD[order_N // top_k].masked_fill_((sorted_ids_N == self.num_experts)[:, None], 0.0)
 
         up_NF = self._grouped_linear(x_ND, self.first_weight, self.up_bias, sorted_ids_N, ends_E)
         out_NO = self._grouped_linear(
@@ -117,9 +122,10 @@ class Experts(nn.Module):
         ends_E: Tensor,
     ) -> Tensor:
         """``x @ weight[id].T + bias[id]`` of pairs sorted by expert; 0 for pairs without one."""
-        out_NF = F.grouped_mm(x_ND, weight_EFD.transpose(1, 2), offs=ends_E)
+        weight_EDF = weight_EFD.to(x_ND.dtype).transpose(1, 2)
+        out_NF = F.grouped_mm(x_ND, weight_EDF, offs=ends_E)
         if bias_EF is not None:
-            out_NF = out_NF + bias_EF[ids_N.clamp(max=self.num_experts - 1)]
+            out_NF = out_NF + bias_EF.to(out_NF.dtype)[ids_N.clamp(max=self.num_experts - 1)]
         # Rows behind the last group were never written: they hold whatever was in memory.
         return out_NF.masked_fill((ids_N == self.num_experts)[:, None], 0.0)
 

@@ -50,7 +50,12 @@ class MoELayer(nn.Module):
         y_TO = torch.einsum("tk,tko->to", routing.weights_TK, outputs_TKO)
         return y_TO.view(*x.shape[:-1], -1)
 
+    @property
+    def last_routing(self) -> Routing:
+        """``routing``, where there has been a forward since the model took it."""
+        assert self.routing is not None, "no forward since the routing was taken"
+        return self.routing
+
     def load_E(self) -> Tensor:
         """Share of the last forward's kept pairs that each expert received, (E,) float32."""
-        assert self.routing is not None, "load_E is of a forward that has not been"
-        return choice_share(self.routing.ids_TK, self.experts.num_experts, self.mask_T)
+        return choice_share(self.last_routing.ids_TK, self.experts.num_experts, self.mask_T)

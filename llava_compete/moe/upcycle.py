@@ -6,7 +6,7 @@ A new FFN layout is one more entry in ``LAYOUTS``.
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ class Slot(NamedTuple):
     activation: str
 
 
-def slots(model: nn.Module, part: str, config: MoEConfig) -> Iterator[Slot]:
+def slots(model: Any, part: str, config: MoEConfig) -> Iterator[Slot]:
     """The places that ``config`` turns into experts, in the order of the model."""
     if part not in PARTS:
         raise ValueError(f"parts: {part!r} cannot be a mixture of experts{nearest(part, PARTS)}")
