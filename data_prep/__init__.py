@@ -1,0 +1,1 @@
+"""Get pictures, weights and question files ready on disk: `python -m data_prep VERB --help`."""

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Launch training: every GPU of this machine by DeepSpeed's launcher, or as the variables say.
+#
+#   bash scripts/train.sh RECIPE [--key value ...]
+#   NUM_PROCESSES=4 bash scripts/train.sh ...               this many processes
+#   HOSTFILE=hosts bash scripts/train.sh ...                several nodes, "name slots=8" a line
+#   LAUNCHER=torchrun bash scripts/train.sh ...             torchrun instead; several nodes by
+#     NNODES=2 RDZV_ENDPOINT=host:29500 on each of them
+#   LAUNCHER=python bash scripts/train.sh ...               one process, no launcher
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH="$PWD/.venv/bin:$PATH"
+
+case ${LAUNCHER:-deepspeed} in
+  deepspeed)
+    words=(--no_local_rank)
+    [[ -n ${HOSTFILE:-} ]] && words+=(--hostfile "$HOSTFILE")
+    [[ -n ${NUM_PROCESSES:-} ]] && words+=(--num_gpus "$NUM_PROCESSES")
+    exec deepspeed "${words[@]}" --module llava_compete train "$@"
+    ;;
+  torchrun)
+    words=(--nproc-per-node "${NUM_PROCESSES:-gpu}")
+    [[ -n ${NNODES:-} ]] && words+=(
+      --nnodes "$NNODES" --rdzv-backend c10d
+      --rdzv-endpoint "${RDZV_ENDPOINT:?NNODES needs RDZV_ENDPOINT=host:port}"
+    )
+    exec torchrun "${words[@]}" -m llava_compete train "$@"
+    ;;
+  python)
+    exec python -m llava_compete train "$@"
+    ;;
+  *)
+    echo "train.sh: LAUNCHER=$LAUNCHER must be deepspeed, torchrun or python" >&2
+    exit 2
+    ;;
+esac
