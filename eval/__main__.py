@@ -55,6 +55,14 @@ def _score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
+        if args.output is not None:
+            from eval.training_report import write_report
+
+            written = write_report(args.runs, args.training, args.output, args.data_root)
+            print("\n".join(map(str, written)))
+            return 0
+        if args.training:
+            raise ValueError("--training goes into a written report: say where by --output OUTDIR")
         tables = [(run, table(read_results(run))) for run in args.runs]
     except ValueError as error:
         parser.error(str(error))
@@ -137,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", allow_abbrev=False, help="print the tables of runs")
     report.add_argument("runs", type=Path, nargs="+")
+    report.add_argument("--output", type=Path, help="write report.html and report.md there instead")
+    report.add_argument(
+        "--training", type=Path, nargs="+", default=[], metavar="DIR", help="of llava-compete train"
+    )
+    report.add_argument("--data_root", type=Path, help="where the pictures lie now, if moved")
     return parser
 
 
