@@ -41,14 +41,14 @@ def plan(
 ) -> list[Request]:
     """Every request of a run, in the order of the samples, one condition after the other.
 
-    ``limit`` keeps that many samples, evenly spaced, with the very requests of the whole run, so
+    ``limit`` keeps that many samples, drawn by ``seed``, with the very requests of the whole run, so
     that the whole run can go on from a limited one.
     """
     digests = _digests(task.samples)
     conditions = {RIGHT: task.samples}
     if shuffled_control:
         conditions[SHUFFLED] = shuffle_pictures(task.samples, digests, seed)
-    kept = {sample.id for sample in _spread(task.samples, limit)}
+    kept = {sample.id for sample in _drawn(task.samples, limit, seed)}
     requests = []
     for condition, samples in conditions.items():
         for sample in samples:
@@ -110,9 +110,10 @@ def _digests(samples: Sequence[Sample]) -> dict[Path, str]:
     return {image: hashlib.sha256(image.read_bytes()).hexdigest() for image in images}
 
 
-def _spread(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
+def _drawn(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:
     if limit is None or limit >= len(samples):
         return samples
     if limit < 1:
         raise ValueError(f"limit={limit} must be at least 1")
-    return [samples[i * len(samples) // limit] for i in range(limit)]
+    # Not every n-th: in a file whose groups alternate that would keep one group alone.
+    return random.Random(f"{seed}:limit").sample(samples, limit)

@@ -54,6 +54,7 @@ def compose(
         )
     tower = load_tower(vision, vision_weights).to(dtype)
     processor = build_processor(tokenizer, vision, format_name=chat_format)
+    torch.manual_seed(seed)  # of the new tokens' embeddings and of the projector
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer))
     config = LlavaCompeteConfig(
@@ -65,7 +66,6 @@ def compose(
     )
     with torch.device("meta"):
         model = Model(config)
-    torch.manual_seed(seed)
     model.language_model = language
     model.vision = tower
     model.projector = build_projector(projector, vision.width, language.config.hidden_size)
@@ -74,11 +74,13 @@ def compose(
         pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             features = tower(pixels.to(dtype)).float().flatten(0, 1)
-        embeddings = language.get_input_embeddings().weight
+        embeddings = language.get_input_embeddings().weight.detach()
         calibrate(model.projector, features, output_std=float(embeddings.float().std()))
     model.projector.to(dtype)
     model.generation_config = GenerationConfig(
-        eos_token_id=end_of_turn_id(processor), pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end_of_turn_id(processor),
+        pad_token_id=tokenizer.pad_token_id,
     )
     return model.eval(), processor
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
@@ -74,7 +74,7 @@ def open_image(root: Path, file: str, sample: str) -> Image.Image:
             return _on_white(image)
     except FileNotFoundError:
         raise ValueError(f"sample {sample}: image {path} does not exist") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's all three
         raise ValueError(f"sample {sample}: image {path} cannot be read: {error}") from error
 
 
@@ -207,7 +207,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".jsonl":
         rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 rows.append(_parse(line, f"{file} line {number}"))
         return rows

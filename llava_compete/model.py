@@ -130,10 +130,14 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         }
         return {part: layers for part, layers in found.items() if layers}
 
-    def set_competing(self, flags: Iterable[bool]) -> None:
-        """Say for every MoE layer (parts in moe_layers' order) whether it competes this step."""
+    def competitors(self) -> list[MoELayer]:
+        """The MoE layers whose router can compete, parts in moe_layers' order."""
         layers = [layer for part in self.moe_layers().values() for layer in part]
-        for layer, flag in zip(layers, flags, strict=True):
+        return [layer for layer in layers if layer.router.competes]
+
+    def set_competing(self, flags: Iterable[bool]) -> None:
+        """Say for each of ``competitors`` whether it competes in the coming step."""
+        for layer, flag in zip(self.competitors(), flags, strict=True):
             layer.competing = flag
 
     def embed(self, input_ids_BL: Tensor, pixel_values: Tensor | None) -> Tensor:
@@ -189,6 +193,9 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        for layers in self.moe_layers().values():
+            for layer in layers:
+                layer.routing = None  # a layer that does not run now has nothing to say
         embeddings_BLD = self.embed(input_ids, pixel_values)
         for layer in self.moe_layers().get("language_model", ()):
             layer.mask_T = attention_mask.reshape(-1).bool()
@@ -223,6 +230,8 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for part, layers in self.moe_layers().items():
+            if layers[0].routing is None:
+                continue  # the projector, in an evaluation of text alone
             self._check_graph(part, layers)
             counted = torch.stack([_counted(layer) for layer in layers]).any()
             for name, value in _layer_means(layer.last_routing.losses for layer in layers):
@@ -230,7 +239,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 losses[f"{part}/{name}"] = _or_nan(value.detach(), counted)
             for name, value in _layer_means(layer.last_routing.metrics for layer in layers):
                 metrics[f"{part}/{name}"] = _or_nan(value, counted)
-            competing = sum(layer.competing for layer in layers)
+            competing = sum(layer.competing and layer.training for layer in layers)
             metrics[f"{part}/competing_layers"] = torch.tensor(float(competing), device=self.device)
             load_E = torch.stack([layer.load_E() for layer in layers]).mean(dim=0)
             for expert, share in enumerate(load_E):

@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import deepspeed
 import torch
 import yaml
 from transformers import LlavaProcessor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils.logging import disable_progress_bar
 
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
 from llava_compete.config import DataArgs, ModelArgs, parse, resolved
@@ -33,10 +35,15 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     model_args, data_args, args = parse(
         (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
     )
+    if args.process_index:
+        disable_progress_bar()  # one rank's bars are enough
     output_dir = Path(args.output_dir)
     resume_from = find_resume(args.resume, output_dir)
     if resume_from is None and not args.dry_run:
         refuse_non_empty(output_dir)
+    if args.deepspeed:
+        # ZeRO-3 shards while the model is built and has to know the ranks by then.
+        deepspeed.init_distributed()
     # DeepSpeed trains on parameters of the recipe's dtype and keeps float32 copies itself; without
     # it the parameters are float32 and autocast does the rest.
     dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
@@ -49,7 +56,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     )
     set_trainable(model, model_args.trainable)
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
-    if model.moe_layers():
+    if model.competitors():
         build_schedule(model, args, max(args.max_steps, 0))  # an impossible rate is refused here
     dataset = LlavaDataset(
         Path(data_args.data_path), Path(data_args.image_folder), processor, data_args.max_length
@@ -119,7 +126,7 @@ def describe(trainer: LlavaTrainer) -> str:
         *(f"{part:32} {t:14,} {n:14,}" for part, (t, n) in count_trainable(trainer.model).items()),
     ]
     parts = trainer.model.moe_layers()
-    if parts:
+    if trainer.model.competitors():
         steps = args.max_steps if args.max_steps > 0 else _num_steps(trainer)
         schedule = build_schedule(trainer.model, args, steps)
         competing = [sum(schedule.competing(step)) for step in range(steps)]

@@ -108,10 +108,10 @@ def count_trainable(model: Model) -> dict[str, tuple[int, int]]:
 
 
 def build_schedule(model: Model, args: TrainArgs, max_steps: int) -> CompetitionSchedule:
-    """The run's schedule over all MoE layers of the model, parts in moe_layers' order."""
+    """The run's schedule over the model's competitors."""
     warmup = args.competition_warmup
     return CompetitionSchedule(
-        sum(len(layers) for layers in model.moe_layers().values()),
+        len(model.competitors()),
         rate=args.competition_rate,
         max_layers=args.competition_max_layers,
         warmup_steps=int(warmup * max_steps) if warmup < 1 else int(warmup),
@@ -120,7 +120,7 @@ def build_schedule(model: Model, args: TrainArgs, max_steps: int) -> Competition
 
 
 class CompetitionCallback(TrainerCallback):
-    """Tells every MoE layer, before each optimizer step, whether it competes in it.
+    """Tells the layers, before each optimizer step, which of them compete in it.
 
     The decision is a function of the step counter, so all micro-batches of a step share it, and a
     resumed run goes on with the decisions of the undisturbed one.
@@ -187,7 +187,7 @@ class LlavaTrainer(Trainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
-        if model.moe_layers():
+        if model.competitors():
             self.add_callback(CompetitionCallback(model))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

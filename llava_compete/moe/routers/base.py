@@ -40,6 +40,8 @@ class Routing(NamedTuple):
 class Router(Protocol):
     """An nn.Module built as ``router(options: RouterOptions)``."""
 
+    competes: bool  # does it heed context.competing?
+
     def __call__(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing: ...
 
     def reset_parameters(self) -> None: ...

@@ -37,6 +37,8 @@ class CompeteRouter(TopKRouter):
     code. Which layers compete is said by ``context.competing``, never by autograd's state.
     """
 
+    competes = True
+
     def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
         logits_TE = self.gate(x_TD).float()
         probs_TE = logits_TE.softmax(dim=-1)

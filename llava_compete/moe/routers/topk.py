@@ -15,6 +15,8 @@ from llava_compete.moe.routers.base import RouterOptions, Routing, RoutingContex
 class TopKRouter(nn.Module):
     """A linear gate without bias; softmax and losses in float32 whatever the dtype of x."""
 
+    competes = False
+
     def __init__(self, options: RouterOptions) -> None:
         super().__init__()
         self.options = options
