@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+# Rows of an expert's group come in multiples of this. Group sizes differ in every call, and for
+# a size it has not met oneDNN compiles a kernel, in bfloat16 at several times the product's cost;
+# of multiples there are few. Tensor cores want aligned groups too.
+GROUP_ROWS = 32
+
 
 class Experts(nn.Module):
     """Runs the chosen experts, or all of them, on each token and returns their outputs unweighted.
@@ -94,40 +99,54 @@ class Experts(nn.Module):
     def _chosen(self, x_TD: Tensor, ids_TK: Tensor) -> Tensor:
         num_tokens, top_k = ids_TK.shape
         ids_N = ids_TK.reshape(-1)
-        # Sorted by expert, each expert's pairs are one contiguous group; a stable sort keeps the
-        # order of tokens, so the result does not depend on the device's sort.
-        order_N = ids_N.argsort(stable=True)
-        sorted_ids_N = ids_N[order_N]
-        count_E = F.one_hot(ids_N, self.num_experts + 1)[:, : self.num_experts].sum(dim=0)
-        ends_E = count_E.cumsum(0).to(torch.int32)
-        # Filled for the backward: the grouped product leaves those rows' gradient unwritten too.
-        x_ND = x_TD[order_N // top_k].masked_fill_((sorted_ids_N == self.num_experts)[:, None], 0.0)
+        rows_N, ends_E = self._rows(ids_N)
+        # R rows: the pairs sorted by expert, each expert's group filled up to a multiple of
+        # GROUP_ROWS. A row that is no pair reads some token and is read by nobody.
+        num_rows = ids_N.numel() + self.num_experts * GROUP_ROWS
+        token_N = torch.arange(ids_N.numel(), device=ids_N.device) // top_k
+        token_R = ids_N.new_zeros(num_rows).scatter_(0, rows_N, token_N)
+        ids_R = ids_N.new_full((num_rows,), self.num_experts).scatter_(0, rows_N, ids_N)
+        behind_R1 = torch.arange(num_rows, device=ids_N.device)[:, None] >= ends_E[-1]
 
-        up_NF = self._grouped_linear(x_ND, self.first_weight, self.up_bias, sorted_ids_N, ends_E)
-        out_NO = self._grouped_linear(
-            self._hidden(up_NF), self.down_proj, self.down_bias, sorted_ids_N, ends_E
+        x_RD = x_TD[token_R].masked_fill_(behind_R1, 0.0)
+        up_RF = self._grouped_linear(
+            x_RD, self.first_weight, self.up_bias, ids_R, ends_E, behind_R1
         )
+        out_RO = self._grouped_linear(
+            self._hidden(up_RF), self.down_proj, self.down_bias, ids_R, ends_E, behind_R1
+        )
+        return out_RO[rows_N].view(num_tokens, top_k, -1)
 
-        back_N = torch.empty_like(order_N).scatter_(
-            0, order_N, torch.arange(order_N.numel(), device=order_N.device)
-        )
-        return out_NO[back_N].view(num_tokens, top_k, -1)
+    def _rows(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of each pair, and where each expert's group of rows ends (E,) int32.
+
+        Pairs keep their order inside a group, so nothing depends on how a device sorts. Pairs
+        without an expert come behind the last group. No count passes through the host.
+        """
+        chosen_NG = F.one_hot(ids_N, self.num_experts + 1)
+        before_NG = chosen_NG.cumsum(dim=0) - chosen_NG
+        count_G = chosen_NG.sum(dim=0)
+        filled_G = (count_G + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS
+        end_G = filled_G.cumsum(0)
+        place_N = before_NG.gather(1, ids_N[:, None])[:, 0]
+        return (end_G - filled_G)[ids_N] + place_N, end_G[:-1].to(torch.int32)
 
     def _grouped_linear(
         self,
-        x_ND: Tensor,
+        x_RD: Tensor,
         weight_EFD: Tensor,
         bias_EF: Tensor | None,
-        ids_N: Tensor,
+        ids_R: Tensor,
         ends_E: Tensor,
+        behind_R1: Tensor,
     ) -> Tensor:
-        """``x @ weight[id].T + bias[id]`` of pairs sorted by expert; 0 for pairs without one."""
-        weight_EDF = weight_EFD.to(x_ND.dtype).transpose(1, 2)
-        out_NF = F.grouped_mm(x_ND, weight_EDF, offs=ends_E)
+        """``x @ weight[id].T + bias[id]`` of rows grouped by expert; 0 behind the last group."""
+        out_RF = F.grouped_mm(x_RD, weight_EFD.to(x_RD.dtype).transpose(1, 2), offs=ends_E)
         if bias_EF is not None:
-            out_NF = out_NF + bias_EF.to(out_NF.dtype)[ids_N.clamp(max=self.num_experts - 1)]
-        # Rows behind the last group were never written: they hold whatever was in memory.
-        return out_NF.masked_fill((ids_N == self.num_experts)[:, None], 0.0)
+            out_RF = out_RF + bias_EF.to(out_RF.dtype)[ids_R.clamp(max=self.num_experts - 1)]
+        # Rows behind the last group were never written: they hold whatever was in memory. The
+        # same goes for the gradient of x there, hence the masked x.
+        return out_RF.masked_fill(behind_R1, 0.0)
 
     def extra_repr(self) -> str:
         shapes = ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters())
