@@ -41,8 +41,8 @@ def plan(
 ) -> list[Request]:
     """Every request of a run, in the order of the samples, one condition after the other.
 
-    ``limit`` keeps that many samples, drawn by ``seed``, with the very requests of the whole run, so
-    that the whole run can go on from a limited one.
+    ``limit`` keeps that many samples, drawn by ``seed``, with the very requests of the whole run,
+    so that the whole run can go on from a limited one.
     """
     digests = _digests(task.samples)
     conditions = {RIGHT: task.samples}

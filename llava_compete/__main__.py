@@ -4,6 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def compose_verb(argv: Sequence[str]) -> None:
@@ -25,11 +29,12 @@ def compose_verb(argv: Sequence[str]) -> None:
     add("--projector", default="mlp2x_gelu", help="linear or mlp2x_gelu")
     add("--chat_format", default=None, help="None: by the tokenizer's own tokens")
     add(
-        "--calibration_images",
+        "--calibration_data",
         type=Path,
         default=None,
-        help="folder of pictures by which the projector's initial scale is set",
+        help="LLaVA file by whose first pictures the projector's initial scale is set",
     )
+    add("--image_folder", type=Path, default=None, help="root of calibration_data's images")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--seed", type=int, default=0, help="of the projector's initial values")
     add("--output", type=Path, required=True)
@@ -41,10 +46,9 @@ def compose_verb(argv: Sequence[str]) -> None:
     from llava_compete.vision import describe_tower
 
     refuse_non_empty(args.output)
-    layer = args.vision_layer if args.vision_layer == "final" else int(args.vision_layer)
     vision = describe_tower(
         args.vision,
-        layer,
+        _vision_layer(args.vision_layer),
         pretrained=args.vision_weights,
         image_size=args.image_size,
         mean=args.image_mean and tuple(args.image_mean),
@@ -57,9 +61,7 @@ def compose_verb(argv: Sequence[str]) -> None:
         args.vision_weights,
         projector=args.projector,
         chat_format=args.chat_format,
-        calibration_images=sorted(args.calibration_images.glob("*.*"))[:64]
-        if args.calibration_images
-        else (),
+        calibration_images=_first_images(args.calibration_data, args.image_folder),
         dtype=getattr(torch, args.dtype),
         seed=args.seed,
     )
@@ -69,6 +71,26 @@ def compose_verb(argv: Sequence[str]) -> None:
         f"({vision.num_patches} tokens of {vision.width} an image), projector {args.projector}, "
         f"{count_parameters(model).total:,} parameters"
     )
+
+
+def _vision_layer(text: str) -> int | Literal["final"]:
+    if text == "final":
+        return "final"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"vision_layer={text!r} must be a block's index or 'final'") from None
+
+
+def _first_images(file: Path | None, root: Path | None, most: int = 64) -> list["Image"]:
+    from llava_compete.data import image_files, open_image, read_rows
+
+    if file is None:
+        return []
+    if root is None:
+        raise ValueError(f"calibration_data={file} needs image_folder, the root of its images")
+    rows = [row for row in read_rows(file) if image_files(row)][:most]
+    return [open_image(root, image_files(row)[0], str(row.get("id"))) for row in rows]
 
 
 def upcycle_verb(argv: Sequence[str]) -> None:
@@ -137,7 +159,7 @@ def train_verb(argv: Sequence[str]) -> Callable[[], None]:
 
     trainer, resume_from = prepare(argv)
     if trainer.args.dry_run:
-        return lambda: print(describe(trainer))
+        return lambda: print(describe(trainer)) if trainer.is_world_process_zero() else None
     return lambda: run(trainer, resume_from)
 
 

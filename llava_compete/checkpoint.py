@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ def compose(
     *,
     projector: str = "mlp2x_gelu",
     chat_format: str | None = None,
-    calibration_images: Iterable[Path] = (),
+    calibration_images: Sequence[Image.Image] = (),
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> tuple[Model, LlavaProcessor]:
@@ -69,9 +69,10 @@ def compose(
     model.language_model = language
     model.vision = tower
     model.projector = build_projector(projector, vision.width, language.config.hidden_size)
-    pictures = [Image.open(path).convert("RGB") for path in calibration_images]
-    if pictures:
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    if calibration_images:
+        pixels = processor.image_processor(list(calibration_images), return_tensors="pt")[
+            "pixel_values"
+        ]
         with torch.no_grad():
             features = tower(pixels.to(dtype)).float().flatten(0, 1)
         embeddings = language.get_input_embeddings().weight.detach()

@@ -117,10 +117,15 @@ def parse(classes: Sequence[type], argv: Sequence[str], *, prog: str) -> tuple[A
     return tuple(parsed)
 
 
+def given_keys(argv: Sequence[str]) -> set[str]:
+    """The keys that the recipe or a flag names."""
+    words = [*_as_flags(read_recipe(Path(argv[0]))), *argv[1:]]
+    return {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+
+
 def resolved(argv: Sequence[str], parsed: Iterable[Any]) -> dict[str, Any]:
     """The keys that the recipe and the flags gave, with the values they came to."""
-    words = [*_as_flags(read_recipe(Path(argv[0]))), *argv[1:]]
-    given = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    given = given_keys(argv)
     values = {}
     for part in parsed:
         for item in dataclasses.fields(part):

@@ -5,7 +5,9 @@ deepspeed --no_local_rank --module llava_compete train RECIPE
 torchrun --nproc-per-node 8 -m llava_compete train RECIPE
 """
 
+import os
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import disable_progress_bar
 
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
-from llava_compete.config import DataArgs, ModelArgs, parse, resolved
+from llava_compete.config import DataArgs, ModelArgs, given_keys, parse, resolved
 from llava_compete.data import IGNORED, Collator, LlavaDataset
 from llava_compete.processor import IMAGE_TOKEN
 from llava_compete.trainer import (
@@ -29,9 +31,14 @@ from llava_compete.trainer import (
     set_trainable,
 )
 
+RECIPE = "recipe.yaml"  # the resolved recipe, next to the checkpoint
+CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
 
 def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     """The trainer and the checkpoint to resume from; ValueError for whatever is wrong by then."""
+    if argv and not argv[0].startswith("-") and "deepspeed" in given_keys(argv):
+        _be_a_world_of_one()
     model_args, data_args, args = parse(
         (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
     )
@@ -40,7 +47,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     output_dir = Path(args.output_dir)
     resume_from = find_resume(args.resume, output_dir)
     if resume_from is None and not args.dry_run:
-        refuse_non_empty(output_dir)
+        refuse_results(output_dir, keep_own=args.resume == "auto")
     if args.deepspeed:
         # ZeRO-3 shards while the model is built and has to know the ranks by then.
         deepspeed.init_distributed()
@@ -71,7 +78,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     if args.process_index == 0 and not args.dry_run:
         recipe = resolved(argv, (model_args, data_args, args))
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        (output_dir / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False))
     return trainer, resume_from
 
 
@@ -83,6 +90,29 @@ def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
     trainer.save_metrics("train", result.metrics)
 
 
+def _be_a_world_of_one() -> None:
+    """Without a launcher DeepSpeed would look for MPI: say that this process is alone."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+def refuse_results(output_dir: Path, *, keep_own: bool) -> None:
+    """ValueError where the directory holds something that this run did not leave.
+
+    With ``keep_own``, the recipe and torn checkpoints of an earlier start are no reason.
+    """
+    names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    own = {name for name in names if name == RECIPE or CHECKPOINT.fullmatch(name)}
+    if not (keep_own and names == own):
+        refuse_non_empty(output_dir)
+
+
 def find_resume(resume: str, output_dir: Path) -> str | None:
     """Where to go on from: None, or a complete checkpoint directory."""
     if resume == "never":
@@ -91,11 +121,10 @@ def find_resume(resume: str, output_dir: Path) -> str | None:
         if not _complete(Path(resume)):
             raise ValueError(f"resume={resume} is not a complete checkpoint of the trainer")
         return resume
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [
         (int(match[1]), path)
         for path in (output_dir.iterdir() if output_dir.is_dir() else ())
-        if (match := pattern.fullmatch(path.name)) and _complete(path)
+        if (match := CHECKPOINT.fullmatch(path.name)) and _complete(path)
     ]
     return str(max(found)[1]) if found else None
 

@@ -80,9 +80,10 @@ def part_names(parameter: str) -> tuple[str, ...]:
 
 def check_parts(parts: Mapping[str, Any] | list[str], key: str, model: Model) -> None:
     """ValueError for a part that does not exist, or experts asked of a dense model."""
+    known = (*COARSE_PARTS, *FINE_PARTS)
     for part in parts:
-        if part not in (*COARSE_PARTS, *FINE_PARTS):
-            raise ValueError(f"{key}: unknown part {part!r}{nearest(part, COARSE_PARTS)}")
+        if part not in known:
+            raise ValueError(f"{key}: unknown part {part!r}{nearest(part, known)}")
         if part in FINE_PARTS and not model.moe_layers():
             raise ValueError(
                 f"{key}: {part!r} of a dense checkpoint; `llava-compete upcycle` makes experts"

@@ -47,7 +47,8 @@ begun_work=$SECONDS
 stage "$out/dense" "compose" llava-compete compose --output "$out/dense" \
   --language_model "$cache/SmolLM2-135M-Instruct" \
   --vision timm/tf_efficientnet_lite0 --vision_weights "$cache/tf_efficientnet_lite0.safetensors" \
-  --vision_layer final --image_size 160 --calibration_images "$cache/pictures"
+  --vision_layer final --image_size 160 \
+  --calibration_data "$cache/align.json" --image_folder "$cache"
 
 stage "$out/aligned/train_results.json" "align the projector" \
   train scripts/recipes/quickstart_align.yaml "$out/aligned" \

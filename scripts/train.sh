@@ -6,6 +6,7 @@
 #   HOSTFILE=hosts bash scripts/train.sh ...                several nodes, "name slots=8" a line
 #   LAUNCHER=torchrun bash scripts/train.sh ...             torchrun instead; several nodes by
 #     NNODES=2 RDZV_ENDPOINT=host:29500 on each of them
+#   MASTER_PORT=29501 bash scripts/train.sh ...             a second run on the same machine
 #   LAUNCHER=python bash scripts/train.sh ...               one process, no launcher
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,10 +17,11 @@ case ${LAUNCHER:-deepspeed} in
     words=(--no_local_rank)
     [[ -n ${HOSTFILE:-} ]] && words+=(--hostfile "$HOSTFILE")
     [[ -n ${NUM_PROCESSES:-} ]] && words+=(--num_gpus "$NUM_PROCESSES")
+    [[ -n ${MASTER_PORT:-} ]] && words+=(--master_port "$MASTER_PORT")
     exec deepspeed "${words[@]}" --module llava_compete train "$@"
     ;;
   torchrun)
-    words=(--nproc-per-node "${NUM_PROCESSES:-gpu}")
+    words=(--nproc-per-node "${NUM_PROCESSES:-gpu}" --master-port "${MASTER_PORT:-29500}")
     [[ -n ${NNODES:-} ]] && words+=(
       --nnodes "$NNODES" --rdzv-backend c10d
       --rdzv-endpoint "${RDZV_ENDPOINT:?NNODES needs RDZV_ENDPOINT=host:port}"

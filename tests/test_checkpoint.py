@@ -261,14 +261,10 @@ def test_compose_in_bfloat16_gives_one_dtype(parts):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_calibration_pictures_give_the_projector_the_spread_of_the_embeddings(parts, tmp_path):
-    pictures = [tmp_path / f"{index}.png" for index in range(6)]
-    for index, path in enumerate(pictures):
-        tiny.draw(index).save(path)
+def test_calibration_pictures_give_the_projector_the_spread_of_the_embeddings(parts):
+    pictures = [tiny.draw(index) for index in range(6)]
     model, processor = compose(*parts, calibration_images=pictures)
-    pixels = processor.image_processor(
-        [tiny.draw(index) for index in range(6)], return_tensors="pt"
-    )["pixel_values"]
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         image_ND = model.projector(model.vision(pixels)).flatten(0, 1)
     wanted = model.get_input_embeddings().weight.std()

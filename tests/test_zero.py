@@ -124,6 +124,15 @@ def test_two_processes_give_the_losses_of_one_with_both_batches(
         assert single["loss"] == pytest.approx(pair["loss"], rel=1e-4)
 
 
+def test_a_deepspeed_recipe_runs_without_a_launcher(
+    recipe: Path, data_parallel: list[dict[str, float]], tmp_path: Path
+) -> None:
+    config = str(REPOSITORY / "zero_configs" / "zero2.json")
+    flags = ["--deepspeed", config, "--gradient_accumulation_steps", "2"]
+    log = train([sys.executable, "-m"], recipe, tmp_path / "run", *flags)
+    assert log[-1]["loss"] == pytest.approx(data_parallel[-1]["loss"], rel=1e-4)
+
+
 def test_the_deepspeed_launcher_runs_the_same_command(
     recipe: Path, data_parallel: list[dict[str, float]], tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
+        self.in_features = in_features
         self.hidden_features = hidden_features
         self.activation = activation
         self.gated = gated

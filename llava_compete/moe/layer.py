@@ -30,7 +30,7 @@ class MoELayer(nn.Module):
         self.experts = experts
         self.router = ROUTERS[config.router](
             RouterOptions(
-                width=experts.first_weight.shape[-1],
+                width=experts.in_features,  # a weight's own shape is empty under ZeRO-3
                 num_experts=config.num_experts,
                 top_k=config.top_k,
                 seed=config.seed + index,

@@ -10,7 +10,7 @@ from llava_compete.moe.routers.topk import TopKRouter
 
 __all__ = ["ROUTERS", "Router", "RouterOptions", "Routing", "RoutingContext"]
 
-ROUTERS: dict[str, type[TopKRouter]] = {
+ROUTERS: dict[str, type[Router]] = {
     "topk": TopKRouter,
     "compete": CompeteRouter,
 }

@@ -1,9 +1,9 @@
 """What every router takes and returns.  T tokens, E experts, K chosen per token, D width."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_compete.moe.experts import Experts
 
@@ -37,11 +37,18 @@ class Routing(NamedTuple):
     outputs_TKD: Tensor | None = None  # the chosen experts' outputs, if the router has run them
 
 
-class Router(Protocol):
-    """An nn.Module built as ``router(options: RouterOptions)``."""
+class Router(nn.Module):
+    """Chooses experts for tokens; ``options`` is all a router is built from."""
 
-    competes: bool  # does it heed context.competing?
+    competes = False  # does it heed context.competing?
 
-    def __call__(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing: ...
+    def __init__(self, options: RouterOptions) -> None:
+        super().__init__()
+        self.options = options
 
-    def reset_parameters(self) -> None: ...
+    def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
+        """The experts of each token; a router that runs experts itself hands their outputs back."""
+        raise TypeError(f"{type(self).__name__} does not say how it routes")
+
+    def reset_parameters(self) -> None:
+        """Initial values; a router without parameters has nothing to do."""

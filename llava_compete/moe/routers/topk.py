@@ -9,17 +9,14 @@ from torch import Tensor, nn
 
 from llava_compete.moe import losses
 from llava_compete.moe.experts import Experts
-from llava_compete.moe.routers.base import RouterOptions, Routing, RoutingContext
+from llava_compete.moe.routers.base import Router, RouterOptions, Routing, RoutingContext
 
 
-class TopKRouter(nn.Module):
+class TopKRouter(Router):
     """A linear gate without bias; softmax and losses in float32 whatever the dtype of x."""
 
-    competes = False
-
     def __init__(self, options: RouterOptions) -> None:
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         self.gate = nn.Linear(options.width, options.num_experts, bias=False)
         self.reset_parameters()
 
