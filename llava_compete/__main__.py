@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv[:1])
     try:
         work = VERBS[args.verb](argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # transformers says OSError where a model is not found
         sys.exit(f"llava-compete {args.verb}: error: {error}")
     if work is not None:
         # Outside the try: a failure in the middle of training keeps its traceback.

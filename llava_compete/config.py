@@ -39,6 +39,7 @@ class ModelArgs:
     )
 
     def __post_init__(self) -> None:
+        self.checkpoint = str(Path(self.checkpoint).expanduser())
         if isinstance(self.loss_weights, str):
             self.loss_weights = json.loads(self.loss_weights)
 
@@ -56,6 +57,10 @@ class DataArgs:
             "whole turns from their end."
         },
     )
+
+    def __post_init__(self) -> None:
+        self.data_path = str(Path(self.data_path).expanduser())
+        self.image_folder = str(Path(self.image_folder).expanduser())
 
 
 class _RecipeLoader(yaml.SafeLoader):

@@ -210,12 +210,15 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 rows.append(_parse(line, f"{file} line {number}"))
-        return rows
-    rows = _parse(text, str(file))
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{file}: a LLaVA file is a JSON list of rows, found {type(rows).__name__}"
-        )
+    else:
+        rows = _parse(text, str(file))
+        if not isinstance(rows, list):
+            raise ValueError(
+                f"{file}: a LLaVA file is a JSON list of rows, found {type(rows).__name__}"
+            )
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}: row {number} must be an object, found {row!r:.80}")
     return rows
 
 

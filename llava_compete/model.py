@@ -112,6 +112,18 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module.router.reset_parameters()
             module.experts.reset_parameters()
 
+    def save_pretrained(
+        self, save_directory: Any, *, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """As transformers', with tied weights written once.
+
+        DeepSpeed's engines hand in copies, in which transformers does not see the tie.
+        """
+        if state_dict is not None:
+            tied = self.get_expanded_tied_weights_keys(all_submodels=True)
+            state_dict = {name: value for name, value in state_dict.items() if name not in tied}
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 

@@ -322,3 +322,13 @@ def test_a_dataset_can_be_pickled(dataset):
     assert len(copied) == len(dataset)
     for name, value in dataset[2].items():
         assert torch.equal(copied[2][name], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("rows.json", '[{"id": 1}, "text"]'), ("rows.jsonl", '{"id": 1}\n"text"\n')]
+)
+def test_a_row_that_is_no_object_is_named(tmp_path, name, text):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ValueError, match="row 2 must be an object, found 'text'"):
+        read_rows(file)
