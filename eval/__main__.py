@@ -56,10 +56,12 @@ def _score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         if args.output is not None:
+            from eval.training_log import headlines
             from eval.training_report import write_report
 
             written = write_report(args.runs, args.training, args.output, args.data_root)
-            print("\n".join(map(str, written)))
+            lines = [line for directory in args.training for line in headlines(directory)]
+            print("\n".join([*lines, *map(str, written)]))
             return 0
         if args.training:
             raise ValueError("--training goes into a written report: say where by --output OUTDIR")

@@ -202,6 +202,24 @@ def competition_cost(run: TrainingRun) -> Cost | None:
     return Cost(share * slow / quick + 1 - share, len(competing), len(plain), slow, quick)
 
 
+def headlines(directory: Path) -> list[str]:
+    """What to know of a training with experts in a line each: agreement by part, and cost."""
+    run = read_training(directory)
+    lines = []
+    for part in run.parts:
+        found = summarise(run, part)
+        if found.agreement is not None:
+            lines.append(
+                f"{part.name}: router and competition agree on {found.agreement:.3f} of the "
+                f"winners (last third {found.late_agreement:.3f}), chance K/E {part.chance:.3f}, "
+                f"{found.competing} of {len(run.entries)} steps with competition"
+            )
+    cost = competition_cost(run)
+    if cost is not None:
+        lines.append(f"a mean step takes {cost.ratio:.3f} times as long as a plain SMoE step")
+    return lines
+
+
 class Size(NamedTuple):
     """How many parameters a checkpoint holds, and how many of them one token meets."""
 

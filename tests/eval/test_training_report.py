@@ -13,6 +13,7 @@ from eval.training_log import (
     checkpoint_size,
     competing_steps,
     competition_cost,
+    headlines,
     read_training,
     summarise,
 )
@@ -134,6 +135,15 @@ def test_the_cost_is_by_medians_and_without_the_first_step(training):
     assert cost.ratio == pytest.approx(6 / 9 * slow / quick + 3 / 9)
 
 
+def test_the_headlines_say_agreement_beside_chance_and_the_cost(training):
+    language, projector, cost = headlines(training())
+    assert "agree on 0.700 of the winners (last third 0.850), chance K/E 0.500" in language
+    assert "agree on 0.600 of the winners" in projector
+    assert "chance K/E 0.333, 2 of 10 steps" in projector
+    ratio = competition_cost(read_training(training())).ratio
+    assert cost == f"a mean step takes {ratio:.3f} times as long as a plain SMoE step"
+
+
 @pytest.mark.parametrize(
     "steps", [(2, 4, 6, 8, 10), (1, 2), (1,)], ids=["every other", "plain only", "first only"]
 )
@@ -143,7 +153,7 @@ def test_no_cost_is_told_where_the_log_cannot_tell_it(training, steps):
 
 
 def test_a_router_that_never_competes_has_no_competition(training):
-    """The trainer's schedule tells a top-K router to compete too, and logs that it did."""
+    """Without an agreement there was no competition, whatever the log says of the schedule."""
     config = {**CONFIG, "moe": {"language_model": experts("topk")}}
     entries = [
         {k: v for k, v in entry(step).items() if not k.endswith(("/agreement", "/distillation"))}
