@@ -119,10 +119,8 @@ def _text(path: Path, when: str) -> str:
 
 def competing_layers(run: TrainingRun, part: Part) -> Series:
     """Layers of the part that competed, step by step; empty if the part's router never competes."""
-    # The trainer's schedule tells a top-K router to compete as well, which takes no notice.
-    if not run.series(f"{part.name}/agreement").steps:
-        return Series([], [])
-    return run.series(f"{part.name}/competing_layers")
+    series = run.series(f"{part.name}/competing_layers")
+    return series if any(series.values) else Series([], [])
 
 
 def competing_steps(run: TrainingRun) -> set[int]:
