@@ -20,6 +20,6 @@ python=${PYTHON:-python3}
 echo "setup: installing into .venv (several GB with torch; a few minutes)"
 [[ -x .venv/bin/python ]] || "$python" -m venv .venv
 # Without prebuilt ops: DeepSpeed builds what a run needs when it needs it.
-DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+DS_BUILD_OPS=0 .venv/bin/python -m pip install -qq --disable-pip-version-check \
   -r requirements.txt -e '.[dev]'
 echo "$wanted" > "$stamp"
