@@ -106,7 +106,7 @@ def upcycle_verb(argv: Sequence[str]) -> None:
     add("--parts", nargs="+", default=["language_model", "projector"])
     add("--num_experts", type=int, default=4)
     add("--top_k", type=int, default=2)
-    add("--router", default="compete", help="topk or compete")
+    add("--router", default="compete", help="a name in ROUTERS, such as topk")
     add(
         "--layers",
         type=int,
