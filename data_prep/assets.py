@@ -142,7 +142,10 @@ def download_stamps(folder: Path) -> Path:
     A package list that is missing or old makes the first try fail: then it is updated, once.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fix = "Run it as root on a machine that reaches a Debian mirror, or give --pictures pypi."
+    fix = (
+        "Run it as root on a machine that reaches a Debian mirror, or give --pictures pypi "
+        "(quickstart.sh: PICTURES=pypi)."
+    )
     download = ["apt-get", "download", STAMPS_PACKAGE]
     first = subprocess.run(download, cwd=folder, capture_output=True, check=False)
     if first.returncode:
@@ -150,7 +153,12 @@ def download_stamps(folder: Path) -> Path:
         run(["apt-get", "update"], folder=folder, fix=fix)
         run(download, folder=folder, fix=fix)
     package = next(folder.glob(f"{STAMPS_PACKAGE}_*.deb"))
-    check_sha256(package, STAMPS_SHA256, "this machine's Debian mirror", fix="give --pictures pypi")
+    check_sha256(
+        package,
+        STAMPS_SHA256,
+        "this machine's Debian mirror",
+        fix="give --pictures pypi (quickstart.sh: PICTURES=pypi)",
+    )
     run(["dpkg-deb", "-x", package.name, "unpacked"], folder=folder, fix="Is the disk full?")
     return folder / "unpacked/usr/share/tuxpaint/stamps"
 

@@ -20,7 +20,11 @@ def compose_verb(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("--language_model", required=True, help="Hugging Face folder or id of a causal LM")
     add("--vision", required=True, help="open_clip model name, or timm/NAME")
-    add("--vision_weights", required=True, help="weight file, or a pretrained tag of the model")
+    add(
+        "--vision_weights",
+        required=True,
+        help="weight file, or a pretrained tag of an open_clip model",
+    )
     add("--vision_layer", default="-2", help="block whose output is used, or 'final'")
     add("--image_size", type=int, default=None, help="pixels; None: the model's own")
     add("--image_mean", type=float, nargs=3, default=None, help="of pixels in 0..1")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -176,9 +177,12 @@ def load(
     config = read_config(path)
     if router is not None or loss_weights is not None:
         config.moe = _changed_moe(config, path, router, loss_weights)
-    model, info = Model.from_pretrained(
-        path, config=config, dtype=dtype, output_loading_info=True, **kwargs
-    )
+    try:
+        model, info = Model.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, **kwargs
+        )
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     faults = {
         name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]
     }

@@ -28,7 +28,8 @@ class ModelArgs:
         },
     )
     router: str | None = field(
-        default=None, metadata={"help": "Router to use instead of the checkpoint's, by its name in ROUTERS."}
+        default=None,
+        metadata={"help": "Router to use instead of the checkpoint's, by its name in ROUTERS."},
     )
     loss_weights: dict | str | None = field(
         default=None,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from llava_compete.processor import IMAGE_TOKEN, Message, count_images, with_images
@@ -54,7 +55,14 @@ def image_files(row: Mapping[str, Any]) -> list[str]:
 
 
 def _content(text: str) -> list[dict[str, str]]:
-    """Text pieces with image items between; the template writes the line break after an image."""
+    """Text pieces with image items between; the template writes the line break after an image.
+
+    A turn's only image comes first wherever it stood, as in LLaVA and as in evaluation.
+    """
+    if text.count(IMAGE_TOKEN) == 1:
+        question = text.replace(IMAGE_TOKEN, "").strip()
+        image = {"type": "image"}
+        return [image, {"type": "text", "text": question}] if question else [image]
     items: list[dict[str, str]] = []
     for index, piece in enumerate(text.split(IMAGE_TOKEN)):
         if index:
@@ -64,16 +72,25 @@ def _content(text: str) -> list[dict[str, str]]:
     return items
 
 
-def open_image(root: Path, file: str, sample: str) -> Image.Image:
-    """Decode ``root/file`` to RGB; ValueError naming the sample where it cannot be had."""
+def find_image(root: Path, file: str, sample: str) -> Path:
+    """``root/file``; ValueError naming the sample where it does not exist or leaves ``root``."""
     path = root / file
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"sample {sample}: image {file} lies outside the image folder {root}")
+        raise ValueError(
+            f"sample {sample}: image {file} lies outside the image folder {root} "
+            f"(links are followed: give the folder that really holds the images)"
+        )
+    if not path.is_file():
+        raise ValueError(f"sample {sample}: image {path} does not exist")
+    return path
+
+
+def open_image(root: Path, file: str, sample: str) -> Image.Image:
+    """Decode ``root/file`` to RGB; ValueError naming the sample where it cannot be had."""
+    path = find_image(root, file, sample)
     try:
         with Image.open(path) as image:
             return _on_white(image)
-    except FileNotFoundError:
-        raise ValueError(f"sample {sample}: image {path} does not exist") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's all three
         raise ValueError(f"sample {sample}: image {path} cannot be read: {error}") from error
 
@@ -95,8 +112,9 @@ def encode(
     """One conversation as ``input_ids`` and ``labels`` int64 (L,), ``pixel_values`` (N, 3, H, W).
 
     Labels are the ids inside the template's generation blocks, everything else is IGNORED. A
-    conversation longer than ``max_length`` loses whole turns from its end; ValueError where the
-    first turn alone is too long, because cutting it could cut an image in half.
+    conversation longer than ``max_length`` loses whole turns from its end, and a first turn that
+    is still too long the end of its answer. ValueError where that would cut an image or leave no
+    answer at all.
     """
     kept = list(messages)
     while True:
@@ -105,11 +123,16 @@ def encode(
         if max_length is None or length <= max_length:
             return encoded
         if sum(message["role"] == "user" for message in kept) == 1:
-            placeholders = int((encoded["input_ids"] == processor.image_token_id).sum())
+            is_image = encoded["input_ids"] == processor.image_token_id
+            answered = encoded["labels"][:max_length] != IGNORED
+            if answered.any() and not is_image[max_length:].any():
+                shorter = {name: encoded[name][:max_length] for name in ("input_ids", "labels")}
+                return {**encoded, **shorter}
+            placeholders = int(is_image.sum())
             raise ValueError(
                 f"the first turn needs {length} tokens, {placeholders} of them image tokens, but "
-                f"max_length={max_length}; cutting it could cut an image: raise max_length or "
-                f"drop the sample"
+                f"max_length={max_length} would cut an image or leave no answer: raise max_length "
+                f"or drop the sample"
             )
         kept = kept[:-2]
         images = images[: count_images(kept)]
@@ -188,6 +211,17 @@ class LlavaDataset(Dataset):
         """The row as it stands in the file."""
         begin = self._ends[index - 1] if index else 0
         return json.loads(self._bytes[begin : self._ends[index]].tobytes())
+
+    def check(self) -> None:
+        """ValueError for the first row that cannot be used: its turns, or an image not there.
+
+        Pictures are found, not decoded; one that is damaged is named when it is drawn.
+        """
+        for index in tqdm(range(len(self)), desc=f"checking {self.file.name}", disable=None):
+            row = self.row(index)
+            to_messages(row)
+            for file in image_files(row):
+                find_image(self.image_root, file, str(row.get("id", f"number {index}")))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.row(index)

@@ -208,6 +208,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for layers in self.moe_layers().values():
             for layer in layers:
                 layer.routing = None  # a layer that does not run now has nothing to say
+                layer.recording = True
         embeddings_BLD = self.embed(input_ids, pixel_values)
         for layer in self.moe_layers().get("language_model", ()):
             layer.mask_T = attention_mask.reshape(-1).bool()
@@ -252,12 +253,15 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for name, value in _layer_means(layer.last_routing.metrics for layer in layers):
                 metrics[f"{part}/{name}"] = _or_nan(value, counted)
             competing = sum(layer.competing and layer.training for layer in layers)
-            metrics[f"{part}/competing_layers"] = torch.tensor(float(competing), device=self.device)
+            metrics[f"{part}/competing_layers"] = torch.full(
+                (), float(competing), device=self.device
+            )
             load_E = torch.stack([layer.load_E() for layer in layers]).mean(dim=0)
             for expert, share in enumerate(load_E):
                 metrics[f"{part}/load/{expert}"] = _or_nan(share, counted)
             for layer in layers:
                 layer.routing = None
+                layer.recording = False
         return total, losses, metrics
 
     def _check_graph(self, part: str, layers: list[MoELayer]) -> None:

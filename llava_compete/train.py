@@ -5,6 +5,7 @@ deepspeed --no_local_rank --module llava_compete train RECIPE
 torchrun --nproc-per-node 8 -m llava_compete train RECIPE
 """
 
+import math
 import os
 import re
 import socket
@@ -42,6 +43,11 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     model_args, data_args, args = parse(
         (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
     )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs but one process: launch by scripts/train.sh, or choose one GPU by "
+            f"CUDA_VISIBLE_DEVICES"
+        )
     if args.process_index:
         disable_progress_bar()  # one rank's bars are enough
     output_dir = Path(args.output_dir)
@@ -68,6 +74,8 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     dataset = LlavaDataset(
         Path(data_args.data_path), Path(data_args.image_folder), processor, data_args.max_length
     )
+    if args.process_index == 0:
+        dataset.check()
     trainer = LlavaTrainer(
         model=model,
         args=args,
@@ -133,7 +141,10 @@ def _complete(path: Path) -> bool:
     """trainer_state.json is what the trainer writes last."""
     if not (path / "trainer_state.json").is_file():
         return False
-    read_config(path)
+    try:
+        read_config(path)
+    except ValueError:  # a rotation that was killed may leave a checkpoint without weights
+        return False
     return True
 
 
@@ -171,8 +182,8 @@ def describe(trainer: LlavaTrainer) -> str:
 
 def _num_steps(trainer: LlavaTrainer) -> int:
     batches = len(trainer.get_train_dataloader())
-    per_epoch = max(1, batches // trainer.args.gradient_accumulation_steps)
-    return int(per_epoch * trainer.args.num_train_epochs)
+    per_epoch = math.ceil(batches / trainer.args.gradient_accumulation_steps)
+    return math.ceil(per_epoch * trainer.args.num_train_epochs)
 
 
 def _marked(processor: LlavaProcessor, ids_L: torch.Tensor, labels_L: torch.Tensor) -> str:

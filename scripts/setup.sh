@@ -18,7 +18,8 @@ python=${PYTHON:-python3}
   exit 1
 }
 echo "setup: installing into .venv (several GB with torch; a few minutes)"
-[[ -x .venv/bin/python ]] || "$python" -m venv .venv
+# A venv that failed half-way has a python but no pip.
+.venv/bin/python -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear .venv
 # Without prebuilt ops: DeepSpeed builds what a run needs when it needs it.
 DS_BUILD_OPS=0 .venv/bin/python -m pip install -qq --disable-pip-version-check \
   -r requirements.txt -e '.[dev]'

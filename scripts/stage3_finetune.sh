@@ -10,6 +10,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 if [[ ! -e checkpoints/stage2-moe ]]; then
   llava-compete upcycle checkpoints/stage2 --output checkpoints/stage2-moe \
-    --parts language_model projector --num_experts 4 --top_k 2 --router compete
+    --parts language_model projector --num_experts 4 --top_k 2 --router compete --dtype bfloat16
 fi
 exec bash scripts/train.sh scripts/recipes/stage3_finetune.yaml --resume auto "$@"

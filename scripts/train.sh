@@ -9,6 +9,10 @@
 #   MASTER_PORT=29501 bash scripts/train.sh ...             a second run on the same machine
 #   LAUNCHER=python bash scripts/train.sh ...               one process, no launcher
 set -euo pipefail
+if [[ -f ${1:-} ]]; then # the recipe may be named from where the user stands
+  recipe=$(realpath "$1")
+  set -- "$recipe" "${@:2}"
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 

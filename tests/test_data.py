@@ -268,17 +268,59 @@ def test_truncation_to_turns_without_a_picture_leaves_no_pixels(processor):
     assert set(cut) == {"input_ids", "labels"}
 
 
-def test_a_first_turn_longer_than_max_length_is_refused_by_sample(tmp_path, processor):
+def test_a_first_turn_that_is_too_long_loses_the_end_of_its_answer(processor):
+    messages = to_messages(say("<image>a", "a long answer", "c", "d", image="0"))
+    first = encode(processor, messages[:2], [tiny.draw(0)])
+    length = len(first["input_ids"]) - 6
+    cut = encode(processor, messages, [tiny.draw(0)], length)
+    assert torch.equal(cut["input_ids"], first["input_ids"][:length])
+    assert torch.equal(cut["labels"], first["labels"][:length])
+    assert torch.equal(cut["pixel_values"], first["pixel_values"])
+
+
+@pytest.mark.parametrize("left", ["half an image", "no answer"])
+def test_a_first_turn_cut_inside_an_image_or_before_its_answer_is_refused_by_sample(
+    tmp_path, processor, left
+):
     tiny.draw(0).save(tmp_path / "0.png")
-    rows = [say("<image>a", "b", "c", "d", image="0.png")]
-    first = encode(processor, to_messages(rows[0])[:2], [tiny.draw(0)])["input_ids"].numel()
-    dataset = write(tmp_path, processor, *rows, max_length=first - 1)
+    row = say("<image>a", "b", "c", "d", image="0.png")
+    first = encode(processor, to_messages(row)[:2], [tiny.draw(0)])
+    images = (first["input_ids"] == processor.image_token_id).nonzero()
+    answers = (first["labels"] != IGNORED).nonzero()
+    max_length = int(images[1] if left == "half an image" else answers[0])
+    dataset = write(tmp_path, processor, row, max_length=max_length)
     with pytest.raises(
         ValueError,
-        match=f"sample row-7 of .*: the first turn needs {first} tokens, 4 of them image tokens, "
-        f"but max_length={first - 1}",
+        match=f"sample row-7 of .*: the first turn needs {len(first['input_ids'])} tokens, 4 of "
+        f"them image tokens, but max_length={max_length} would cut an image or leave no answer",
     ):
         dataset[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>\nWhat?", "What?\n<image>", "<image>What?", "What? <image>"]
+)
+def test_the_only_image_of_a_turn_comes_first_wherever_it_stood(text):
+    content = to_messages(say(text, "b", image="0.png"))[0]["content"]
+    assert content == [{"type": "image"}, {"type": "text", "text": "What?"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (say("<image>a", "b", image="gone.png"), "sample row-7: image .*gone.png does not exist"),
+        (say("<image>a", "b", image="../0.png"), "sample row-7: image .* lies outside"),
+        (say("a", "b", "c"), "sample row-7: human and gpt must alternate"),
+    ],
+)
+def test_check_names_the_row_that_cannot_be_used_before_any_is_drawn(
+    tmp_path, processor, row, message
+):
+    tiny.draw(0).save(tmp_path / "0.png")
+    good = say("<image>a", "b", image="0.png")
+    write(tmp_path, processor, good).check()
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, processor, good, row).check()
 
 
 def test_a_system_turn_survives_truncation(processor):

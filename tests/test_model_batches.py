@@ -236,3 +236,12 @@ def test_a_batch_without_answers_has_a_finite_loss_and_finite_gradients(moe, com
     loss.backward()
     assert loss == 0
     assert all(not gradient.any() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("competing", [False, True])
+def test_what_checkpointing_runs_again_leaves_no_graph_behind(moe, competing):
+    model, processor = moe()
+    model.train().activation_checkpointing_enable({"use_reentrant": False})
+    model.set_competing([competing] * len(model.competitors()))
+    model(**tiny.make_batch(processor, (0, 3))).loss.backward()
+    assert all(layer.routing is None for part in model.moe_layers().values() for layer in part)

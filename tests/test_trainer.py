@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path, checkpoints: A
             os.link(file, target / file.name)
         if step != 100:
             (target / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-9" / "model.safetensors").unlink()  # a rotation that was killed
     assert find_resume("auto", tmp_path) == str(tmp_path / "checkpoint-10")
     assert find_resume("never", tmp_path) is None
     assert find_resume("auto", tmp_path / "nothing") is None
@@ -267,6 +269,15 @@ def test_the_warm_up_is_a_share_of_the_steps_below_one_and_steps_from_one(
         assert build_schedule(trainer.model, trainer.args, 100).warmup_steps == steps
 
 
+def test_a_dry_run_counts_the_steps_of_the_real_run(recipe: dict[str, Any]) -> None:
+    recipe |= {"max_steps": -1, "num_train_epochs": 1.5, "gradient_accumulation_steps": 3}
+    trainer, _ = prepare(argv(recipe))
+    said = re.search(r"(\d+) steps, the first", describe(trainer))
+    trainer.train()
+    assert said is not None
+    assert int(said[1]) == trainer.state.max_steps
+
+
 def test_wandb_goes_offline_without_an_account_and_not_with_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -280,6 +291,9 @@ def test_wandb_goes_offline_without_an_account_and_not_with_one(
     netrc.chmod(0o600)
     use_wandb_offline_without_account()
     assert "WANDB_MODE" not in os.environ
+    netrc.write_text("machine\n")
+    use_wandb_offline_without_account()
+    assert os.environ.pop("WANDB_MODE") == "offline"
 
 
 @pytest.mark.slow

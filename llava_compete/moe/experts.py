@@ -126,7 +126,9 @@ class Experts(nn.Module):
         """
         chosen_NG = F.one_hot(ids_N, self.num_experts + 1)
         before_NG = chosen_NG.cumsum(dim=0) - chosen_NG
-        count_G = chosen_NG.sum(dim=0)
+        # At least a block for every expert: on some GPUs the weight gradient of an empty group is
+        # garbage (pytorch issue 172439).
+        count_G = chosen_NG.sum(dim=0).clamp(min=1)
         filled_G = (count_G + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS
         end_G = filled_G.cumsum(0)
         place_N = before_NG.gather(1, ids_N[:, None])[:, 0]

@@ -24,6 +24,9 @@ class MoELayer(nn.Module):
     competing: bool = False  # set by the trainer for one optimizer step
     mask_T: Tensor | None = None  # set by the model before the forward, holds until its backward
     routing: Routing | None = None  # left by the last forward; the model takes it
+    # Set by the model for the span of its forward. What activation checkpointing runs again in
+    # the backward leaves nothing: that graph would be kept until the next forward.
+    recording: bool = True
 
     def __init__(self, experts: Experts, config: MoEConfig, *, index: int) -> None:
         super().__init__()
@@ -46,7 +49,8 @@ class MoELayer(nn.Module):
         outputs_TKO = routing.outputs_TKD
         if outputs_TKO is None:
             outputs_TKO = self.experts(x_TD, routing.ids_TK)
-        self.routing = routing._replace(outputs_TKD=None)  # free what only this forward needs
+        if self.recording:
+            self.routing = routing._replace(outputs_TKD=None)  # free what only this forward needs
         y_TO = torch.einsum("tk,tko->to", routing.weights_TK, outputs_TKO)
         return y_TO.view(*x.shape[:-1], -1)
 

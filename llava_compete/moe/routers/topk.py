@@ -26,7 +26,8 @@ class TopKRouter(Router):
         if weight.is_meta:
             return
         generator = torch.Generator().manual_seed(self.options.seed)
-        values = torch.randn(weight.shape, generator=generator) * 0.02
+        # The device by name: zero.Init makes another one the default while a model is built.
+        values = torch.randn(weight.shape, generator=generator, device="cpu") * 0.02
         with torch.no_grad():
             weight.copy_(values)
 
