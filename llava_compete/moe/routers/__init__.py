@@ -6,6 +6,10 @@ tests/moe/test_routers.py then runs its common properties on it.
 
 from llava_compete.moe.routers.base import Router, RouterOptions, Routing, RoutingContext
 from llava_compete.moe.routers.compete import CompeteRouter
+from llava_compete.moe.routers.cosine import CosineRouter
+from llava_compete.moe.routers.gatepro import GateProRouter
+from llava_compete.moe.routers.perturbed_cosine import PerturbedCosineRouter
+from llava_compete.moe.routers.sigmoid import SigmoidRouter
 from llava_compete.moe.routers.topk import TopKRouter
 
 __all__ = ["ROUTERS", "Router", "RouterOptions", "Routing", "RoutingContext"]
@@ -13,4 +17,8 @@ __all__ = ["ROUTERS", "Router", "RouterOptions", "Routing", "RoutingContext"]
 ROUTERS: dict[str, type[Router]] = {
     "topk": TopKRouter,
     "compete": CompeteRouter,
+    "sigmoid": SigmoidRouter,
+    "cosine": CosineRouter,
+    "perturbed_cosine": PerturbedCosineRouter,
+    "gatepro": GateProRouter,
 }
