@@ -55,7 +55,7 @@ class DataArgs:
         default=2048,
         metadata={
             "help": "Longest sequence in tokens, image tokens included; longer rows lose "
-            "whole turns from their end."
+            "whole turns from their end, then the end of their first answer."
         },
     )
 
