@@ -101,7 +101,7 @@ for path, output in zip(sys.argv[1::2], sys.argv[2::2]):
     arguments = [str(word) for kind in checkpoints for word in (checkpoints[kind], outputs[kind])]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=ROOT, timeout=120)
     for kind, path in checkpoints.items():
-        assert torch.equal(torch.load(outputs[kind]), logits(*load(path))), kind
+        assert torch.equal(torch.load(outputs[kind], weights_only=True), logits(*load(path))), kind
 
 
 def test_a_checkpoint_in_shards_loads_alike_and_a_missing_shard_is_named(checkpoints, tmp_path):

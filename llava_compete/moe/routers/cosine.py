@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_compete.moe import losses
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers.base import Router, RouterOptions, Routing, RoutingContext
+from llava_compete.moe.routers.topk import token_choice
 
 REDUCED_WIDTH = 16  # torchscale's; the width itself where that is smaller
 EMBEDDING_NORM = 1.5  # torchscale's and CompeteSMoE's
@@ -66,15 +66,7 @@ class CosineRouter(Router):
         probs_TE = logits_TE.softmax(dim=-1)
         chosen_TK, ids_TK = probs_TE.topk(self.options.top_k, dim=-1)
         weights_TK = chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
-        return Routing(
-            ids_TK=ids_TK,
-            weights_TK=weights_TK.to(x_TD.dtype),
-            losses={
-                "balance": losses.load_balance(probs_TE, ids_TK, context.mask_T),
-                "router_z": losses.router_z(logits_TE, context.mask_T),
-            },
-            metrics={},
-        )
+        return token_choice(x_TD, logits_TE, probs_TE, ids_TK, weights_TK, context)
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Scaled cosines, float32 (T, E) under autocast too."""

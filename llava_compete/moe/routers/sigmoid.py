@@ -6,9 +6,8 @@ T tokens, E experts, K chosen per token, D width.
 from torch import Tensor
 from torch.nn import functional as F
 
-from llava_compete.moe import losses
 from llava_compete.moe.routers.base import Routing, RoutingContext
-from llava_compete.moe.routers.topk import TopKRouter
+from llava_compete.moe.routers.topk import TopKRouter, token_choice
 
 
 class SigmoidRouter(TopKRouter):
@@ -30,12 +29,4 @@ class SigmoidRouter(TopKRouter):
         chosen_TK, ids_TK = logits_TE.topk(self.options.top_k, dim=-1)
         # sigmoid over the sum of sigmoids, also where all of them are 0 in float32.
         weights_TK = F.logsigmoid(chosen_TK).softmax(dim=-1)
-        return Routing(
-            ids_TK=ids_TK,
-            weights_TK=weights_TK.to(x_TD.dtype),
-            losses={
-                "balance": losses.load_balance(probs_TE, ids_TK, context.mask_T),
-                "router_z": losses.router_z(logits_TE, context.mask_T),
-            },
-            metrics={},
-        )
+        return token_choice(x_TD, logits_TE, probs_TE, ids_TK, weights_TK, context)

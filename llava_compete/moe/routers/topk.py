@@ -12,6 +12,26 @@ from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers.base import Router, RouterOptions, Routing, RoutingContext
 
 
+def token_choice(
+    x_TD: Tensor,
+    logits_TE: Tensor,
+    probs_TE: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    context: RoutingContext,
+) -> Routing:
+    """The Routing of a choice made by token, with Switch's balance loss and the z-loss."""
+    return Routing(
+        ids_TK=ids_TK,
+        weights_TK=weights_TK.to(x_TD.dtype),
+        losses={
+            "balance": losses.load_balance(probs_TE, ids_TK, context.mask_T),
+            "router_z": losses.router_z(logits_TE, context.mask_T),
+        },
+        metrics={},
+    )
+
+
 class TopKRouter(Router):
     """A linear gate without bias; softmax and losses in float32 whatever the dtype of x."""
 
@@ -42,12 +62,4 @@ class TopKRouter(Router):
         """The K most probable experts; weights are their probabilities over their sum."""
         chosen_TK, ids_TK = probs_TE.topk(self.options.top_k, dim=-1)
         weights_TK = chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
-        return Routing(
-            ids_TK=ids_TK,
-            weights_TK=weights_TK.to(x_TD.dtype),
-            losses={
-                "balance": losses.load_balance(probs_TE, ids_TK, context.mask_T),
-                "router_z": losses.router_z(logits_TE, context.mask_T),
-            },
-            metrics={},
-        )
+        return token_choice(x_TD, logits_TE, probs_TE, ids_TK, weights_TK, context)
