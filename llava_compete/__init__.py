@@ -17,6 +17,7 @@ from llava_compete.moe import (
     MoELayer,
     Router,
     Routing,
+    RoutingChange,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "MoELayer",
     "Router",
     "Routing",
+    "RoutingChange",
     "compose",
     "load",
     "save",

@@ -1,6 +1,7 @@
 """compose, upcycle and load checkpoint directories; the only file that reads foreign weights."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from transformers import (
     GenerationConfig,
     LlavaProcessor,
 )
+from transformers.utils import logging as transformers_logging
 
 from llava_compete.model import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration
-from llava_compete.moe import MoEConfig
+from llava_compete.moe import MoEConfig, RoutingChange
+from llava_compete.moe.routers.base import reset_router
 from llava_compete.moe.upcycle import upcycle
 from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id
 from llava_compete.projector import build_projector, calibrate
@@ -126,12 +129,14 @@ def upcycle_model(
     """Turn a dense model's parts into mixtures of experts, in place, and compare its output.
 
     Without perturbation the logits before and after must agree to 1e-5 in float32 (to rounding
-    of the dtype otherwise), relative to the largest; RuntimeError where they do not.
+    of the dtype otherwise), relative to the largest; RuntimeError where they do not. A router
+    whose weights do not sum to 1 moves the output; the report says by how much.
     """
     if model.moe_layers():
         raise ValueError(f"the model has experts already, in {sorted(model.moe_layers())}")
     before, logits_before = count_parameters(model), _probe(model)
     upcycle(model, configs, perturbation=perturbation, seed=seed)
+    model.watch_token_ids()
     model.config.moe = {part: config.to_dict() for part, config in configs.items()}
     logits_after = _probe(model)
     report = UpcycleReport(
@@ -141,7 +146,9 @@ def upcycle_model(
         after=count_parameters(model),
     )
     tolerance = 1e-5 if model.dtype == torch.float32 else 8 * torch.finfo(model.dtype).eps
-    if not perturbation and report.largest_difference > tolerance * max(1, report.largest_logit):
+    routers = [layer.router for layers in model.moe_layers().values() for layer in layers]
+    equal = not perturbation and all(router.sums_to_one for router in routers)
+    if equal and report.largest_difference > tolerance * max(1, report.largest_logit):
         raise RuntimeError(
             f"upcycling changed the output by {report.largest_difference:.2e} "
             f"(largest logit {report.largest_logit:.2e}, allowed {tolerance:.0e} of it)"
@@ -164,31 +171,72 @@ def load(
     path: str | Path,
     *,
     dtype: str | torch.dtype = "float32",
-    router: str | None = None,
-    loss_weights: Mapping[str, float] | None = None,
+    routing: RoutingChange | None = None,
     **kwargs: Any,
 ) -> tuple[Model, LlavaProcessor]:
     """Model (in evaluation mode) and processor of a checkpoint directory.
 
-    ``router`` and ``loss_weights`` replace those of every part with experts. ``kwargs`` go to
-    from_pretrained. ValueError where the directory is incomplete.
+    ``routing`` puts the experts under another router. ``kwargs`` go to from_pretrained.
+    ValueError where the directory is incomplete, and where the checkpoint's router weights are
+    not those of the router asked for, unless ``routing.fresh`` lets routers begin anew.
     """
     path = Path(path)
     config = read_config(path)
-    if router is not None or loss_weights is not None:
-        config.moe = _changed_moe(config, path, router, loss_weights)
+    routing = routing or RoutingChange()
+    if routing:
+        if not config.moe:
+            raise ValueError(
+                f"checkpoint {path} is dense: another routing needs experts; "
+                f"`llava-compete upcycle` makes them"
+            )
+        changed = routing.apply(config.moe_configs)
+        config.moe = {part: moe_config.to_dict() for part, moe_config in changed.items()}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # _check_loaded says what does not fit
     try:
         model, info = Model.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, **kwargs
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
         )
     except SafetensorError as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
-    faults = {
-        name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]
-    }
-    if faults:
-        raise ValueError(f"checkpoint {path} does not fit its config.json: {faults}")
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _check_loaded(info, path, routing, config)
+    if routing.fresh:
+        for part in routing.parts or config.moe_configs:
+            for layer in model.moe_layers()[part]:
+                reset_router(layer.router)
     return model, AutoProcessor.from_pretrained(path)
+
+
+def _check_loaded(
+    info: Mapping[str, Any], path: Path, routing: RoutingChange, config: LlavaCompeteConfig
+) -> None:
+    faults = {
+        name: sorted(map(str, info[name]))
+        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[name]
+    }
+    parts = "|".join(routing.parts or config.moe_configs)
+    of_routers = re.compile(rf"\W*(?:{parts})\.(?:.*\.)?router\.")
+    others = {
+        name: found
+        for name, keys in faults.items()
+        if (found := [key for key in keys if not of_routers.match(key)])
+    }
+    if others or (faults and not routing):
+        raise ValueError(f"checkpoint {path} does not fit its config.json: {faults}")
+    if faults and not routing.fresh:
+        raise ValueError(
+            f"checkpoint {path} has the weights of another router than {routing.router}: "
+            f"{faults}; let routers begin anew (fresh_routers: true) and train them, or choose "
+            f"a router with the same gate"
+        )
 
 
 def read_config(path: Path) -> LlavaCompeteConfig:
@@ -213,26 +261,6 @@ def read_config(path: Path) -> LlavaCompeteConfig:
     if missing := [name for name in needed if not (path / name).is_file()]:
         raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")
     return LlavaCompeteConfig.from_pretrained(path)
-
-
-def _changed_moe(
-    config: LlavaCompeteConfig,
-    path: Path,
-    router: str | None,
-    loss_weights: Mapping[str, float] | None,
-) -> dict[str, dict[str, Any]]:
-    if not config.moe:
-        raise ValueError(
-            f"checkpoint {path} is dense: router={router!r}, loss_weights={loss_weights} need "
-            f"experts; `llava-compete upcycle` makes them"
-        )
-    changed = {}
-    for part, moe_config in config.moe_configs.items():
-        values = moe_config.to_dict()
-        values["router"] = router or values["router"]
-        values["loss_weights"] = {**values["loss_weights"], **(loss_weights or {})}
-        changed[part] = MoEConfig(**values).to_dict()
-    return changed
 
 
 @contextmanager

@@ -31,9 +31,26 @@ class ModelArgs:
         default=None,
         metadata={"help": "Router to use instead of the checkpoint's, by its name in ROUTERS."},
     )
+    router_options: dict | str | None = field(
+        default=None, metadata={"help": "Options of the router; those not named keep their value."}
+    )
     loss_weights: dict | str | None = field(
         default=None,
         metadata={"help": "Weights of router losses by name; those not named keep their value."},
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Experts of a token instead of the checkpoint's number."}
+    )
+    router_parts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Parts with experts whose routing these keys change; all by default."},
+    )
+    fresh_routers: bool = field(
+        default=False,
+        metadata={"help": "Routers begin anew, from router_seed, not with the checkpoint's."},
+    )
+    router_seed: int | None = field(
+        default=None, metadata={"help": "Of fresh routers, instead of the checkpoint's."}
     )
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "Attention by name: sdpa, flash_attention_2, eager."}
@@ -41,8 +58,9 @@ class ModelArgs:
 
     def __post_init__(self) -> None:
         self.checkpoint = str(Path(self.checkpoint).expanduser())
-        if isinstance(self.loss_weights, str):
-            self.loss_weights = json.loads(self.loss_weights)
+        for name in ("loss_weights", "router_options"):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, json.loads(value))
 
 
 @dataclass

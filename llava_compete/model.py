@@ -29,11 +29,13 @@ from llava_compete.moe.upcycle import install_moe
 from llava_compete.projector import build_projector
 from llava_compete.vision import ImageTower, VisionConfig
 
+LANGUAGE = "language_model"
+
 
 class LlavaCompeteConfig(PreTrainedConfig):
     """Language model, image tower, projector and, where there are experts, their MoEConfig.
 
-    ``moe`` maps a part (language_model, projector) to the values of its MoEConfig.
+    ``moe`` maps a part (vision, projector, language_model) to the values of its MoEConfig.
     """
 
     model_type = "llava_compete"
@@ -92,6 +94,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ("router.state_",)  # see Router._apply
 
     def __init__(self, config: LlavaCompeteConfig) -> None:
         super().__init__(config)
@@ -103,7 +106,20 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self._no_split_modules = self.language_model._no_split_modules
         install_moe(self, config.moe_configs)
+        self.watch_token_ids()
         self.post_init()
+
+    def watch_token_ids(self) -> None:
+        """Hand the language model's routers the ids of their tokens, where they need them."""
+        if any(layer.router.needs_token_ids for layer in self.moe_layers().get(LANGUAGE, ())):
+            # Where every id passes, in training as in each step of a generation.
+            self.get_input_embeddings().register_forward_pre_hook(self._record_token_ids)
+
+    def _record_token_ids(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        ids_T = args[0].reshape(-1)
+        ids_T = ids_T.masked_fill(ids_T == self.config.image_token_id, -1)
+        for layer in self.moe_layers()[LANGUAGE]:
+            layer.token_ids_T = ids_T
 
     def _init_weights(self, module: nn.Module) -> None:
         # Only modules of our own reach this; the language model initialises its own, and the
@@ -135,7 +151,11 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def moe_layers(self) -> dict[str, list[MoELayer]]:
         """The MoE layers of each part, in order; parts without experts are left out."""
-        parts = {"language_model": self.language_model, "projector": self.projector}
+        parts = {
+            "vision": self.vision,
+            LANGUAGE: self.language_model,
+            "projector": self.projector,
+        }
         found = {
             part: [module for module in root.modules() if isinstance(module, MoELayer)]
             for part, root in parts.items()
@@ -171,11 +191,14 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return text_BLD.masked_scatter(is_image_BL[..., None], image_NPD.to(text_BLD.dtype))
 
     def _image_embeddings(self, pixels_N3HW: Tensor, *, counted: bool) -> Tensor:
-        features_NPV = self.vision(pixels_N3HW)
-        if isinstance(self.projector, MoELayer):
-            num_tokens = features_NPV.shape[0] * features_NPV.shape[1]
-            self.projector.mask_T = features_NPV.new_full((num_tokens,), counted, dtype=torch.bool)
-        return self.projector(features_NPV)
+        layers = self.moe_layers()
+        for layer in layers.get("vision", ()):
+            num_tokens = len(pixels_N3HW) * self.vision.tokens_per_image()
+            layer.mask_T = pixels_N3HW.new_full((num_tokens,), counted, dtype=torch.bool)
+        for layer in layers.get("projector", ()):
+            num_tokens = len(pixels_N3HW) * self.config.vision.num_patches
+            layer.mask_T = pixels_N3HW.new_full((num_tokens,), counted, dtype=torch.bool)
+        return self.projector(self.vision(pixels_N3HW))
 
     def _check_placeholders(self, num_tokens: int, num_images: int) -> None:
         patches = self.config.vision.num_patches
@@ -210,7 +233,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 layer.routing = None  # a layer that does not run now has nothing to say
                 layer.recording = True
         embeddings_BLD = self.embed(input_ids, pixel_values)
-        for layer in self.moe_layers().get("language_model", ()):
+        for layer in self.moe_layers().get(LANGUAGE, ()):
             layer.mask_T = attention_mask.reshape(-1).bool()
         hidden_BLD = self.language_model.get_decoder()(
             inputs_embeds=embeddings_BLD, attention_mask=attention_mask, use_cache=False
@@ -269,7 +292,8 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return
         for layer in layers:
             trained = any(parameter.requires_grad for parameter in layer.router.parameters())
-            if trained and not any(v.requires_grad for v in layer.last_routing.losses.values()):
+            losses = layer.last_routing.losses.values()
+            if trained and losses and not any(loss.requires_grad for loss in losses):
                 raise RuntimeError(
                     f"the router losses of {part} have no graph: re-entrant activation "
                     f"checkpointing would train the model but not its routers; use "
@@ -290,8 +314,14 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        for layer in self.moe_layers().get("language_model", ()):
+        for layer in self.moe_layers().get(LANGUAGE, ()):
             layer.mask_T = None  # of the last forward; a decoding step has another shape
+            if layer.router.sees_future:
+                raise ValueError(
+                    f"router {self.config.moe_configs[LANGUAGE].router} chooses for a token by "
+                    f"the tokens behind it, which a generation does not know; choose its form "
+                    f"by token, router_options={{'scope': 'token'}}"
+                )
         generation_config = copy.deepcopy(self.generation_config)
         model_kwargs = generation_config.update(**kwargs)
         return self.language_model.generate(

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
 from llava_compete.config import DataArgs, ModelArgs, given_keys, parse, resolved
 from llava_compete.data import IGNORED, Collator, LlavaDataset
+from llava_compete.moe import RoutingChange
 from llava_compete.processor import IMAGE_TOKEN
 from llava_compete.trainer import (
     LlavaTrainer,
@@ -63,8 +64,15 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     model, processor = load(
         model_args.checkpoint,
         dtype=dtype,
-        router=model_args.router,
-        loss_weights=model_args.loss_weights,
+        routing=RoutingChange(
+            router=model_args.router,
+            router_options=model_args.router_options,
+            loss_weights=model_args.loss_weights,
+            top_k=model_args.top_k,
+            seed=model_args.router_seed,
+            parts=model_args.router_parts and tuple(model_args.router_parts),
+            fresh=model_args.fresh_routers,
+        ),
         attn_implementation=model_args.attn_implementation,
     )
     set_trainable(model, model_args.trainable)

@@ -144,6 +144,23 @@ class CompetitionCallback(TrainerCallback):
         self.model.set_competing(self.schedule.competing(state.global_step))
 
 
+class RouterStateCallback(TrainerCallback):
+    """Tells every router where an optimizer step begins and ends, for state that moves by step."""
+
+    def __init__(self, model: Model) -> None:
+        self.routers = [layer.router for part in model.moe_layers().values() for layer in part]
+
+    def on_step_begin(
+        self, args: TrainArgs, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for router in self.routers:
+            router.begin_step(state.global_step, state.max_steps)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        for router in self.routers:
+            router.end_step()
+
+
 class StepTimer(TrainerCallback):
     """Wall-clock seconds of the optimizer steps since the last log, without saving and logging."""
 
@@ -193,6 +210,8 @@ class LlavaTrainer(Trainer):
             self.add_callback(QuietProgress)
         if model.competitors():
             self.add_callback(CompetitionCallback(model))
+        if model.moe_layers():
+            self.add_callback(RouterStateCallback(model))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

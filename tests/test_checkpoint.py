@@ -18,7 +18,14 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from llava_compete import LlavaCompeteForConditionalGeneration, compose, load, save
+from llava_compete import (
+    ROUTERS,
+    LlavaCompeteForConditionalGeneration,
+    RoutingChange,
+    compose,
+    load,
+    save,
+)
 from llava_compete.checkpoint import count_parameters, new_directory, read_config
 from llava_compete.processor import IMAGE_TOKEN
 from tests import tiny
@@ -148,18 +155,25 @@ def test_a_tensor_too_few_and_one_too_many_are_named(broken):
     assert "'unexpected_keys': ['stranger']" in str(error.value)
 
 
-@pytest.mark.parametrize("values", [{"router": "topk"}, {"loss_weights": {"balance": 0.0}}])
-def test_routers_of_a_dense_checkpoint_cannot_be_changed(checkpoints, values):
-    with pytest.raises(ValueError, match=r"is dense: .* need experts; `llava-compete upcycle`"):
-        load(checkpoints["dense"], **values)
+@pytest.mark.parametrize(
+    "change", [{"router": "topk"}, {"loss_weights": {"balance": 0.0}}, {"fresh": True}]
+)
+def test_routers_of_a_dense_checkpoint_cannot_be_changed(checkpoints, change):
+    with pytest.raises(
+        ValueError, match=r"is dense: another routing needs experts; `llava-compete upcycle`"
+    ):
+        load(checkpoints["dense"], routing=RoutingChange(**change))
 
 
 def test_router_and_loss_weights_can_be_replaced_in_loading_and_nothing_else_moves(checkpoints):
     plain = read_config(checkpoints["moe"]).moe_configs
-    model, _ = load(checkpoints["moe"], router="topk", loss_weights={"balance": 0.5})
+    model, _ = load(
+        checkpoints["moe"],
+        routing=RoutingChange(router="topk", loss_weights={"balance": 0.5}),
+    )
     for part, config in model.config.moe_configs.items():
         assert config.router == "topk"
-        assert config.loss_weights == {**plain[part].loss_weights, "balance": 0.5}
+        assert config.loss_weights == {**ROUTERS["topk"].loss_weights, "balance": 0.5}
         assert config.num_experts == plain[part].num_experts
         assert type(model.moe_layers()[part][0].router).__name__ == "TopKRouter"
     assert_same_weights(model, load(checkpoints["moe"])[0])
@@ -168,9 +182,40 @@ def test_router_and_loss_weights_can_be_replaced_in_loading_and_nothing_else_mov
 
 def test_an_unknown_router_or_loss_is_refused_in_loading(checkpoints):
     with pytest.raises(ValueError, match=r"router='topkk' is not known.*topk"):
-        load(checkpoints["moe"], router="topkk")
+        load(checkpoints["moe"], routing=RoutingChange(router="topkk"))
     with pytest.raises(ValueError, match=r"loss_weights names \['z'\]"):
-        load(checkpoints["moe"], loss_weights={"z": 1.0})
+        load(checkpoints["moe"], routing=RoutingChange(loss_weights={"z": 1.0}))
+
+
+def test_another_routers_weights_are_refused_unless_it_may_begin_anew(checkpoints):
+    change = RoutingChange(router="cosine")
+    with pytest.raises(ValueError, match=r"weights of another router than cosine.*fresh_routers"):
+        load(checkpoints["moe"], routing=change)
+
+
+@pytest.mark.parametrize("router", ["topk", "cosine"])
+def test_fresh_routers_begin_from_their_seed_and_experts_stay(checkpoints, tmp_path, router):
+    plain = load(checkpoints["moe"])[0]
+    with torch.no_grad():  # of a trained model
+        for layers in plain.moe_layers().values():
+            for layer in layers:
+                layer.router.gate.weight.add_(1.0)
+    save(plain, load(checkpoints["moe"])[1], tmp_path / "trained")
+    change = RoutingChange(router=router, seed=7, fresh=True, parts=("language_model",))
+    fresh, processor = load(tmp_path / "trained", routing=change)
+    for index, layer in enumerate(fresh.moe_layers()["language_model"]):
+        begun = {name: value.clone() for name, value in layer.router.state_dict().items()}
+        layer.router.reset_parameters()
+        for name, value in layer.router.state_dict().items():
+            assert torch.equal(value, begun[name])
+        before = plain.moe_layers()["language_model"][index].experts
+        for name, value in layer.experts.state_dict().items():
+            assert torch.equal(value, before.state_dict()[name])
+    kept = fresh.moe_layers()["projector"][0].router.gate.weight
+    assert torch.equal(kept, plain.moe_layers()["projector"][0].router.gate.weight)
+    save(fresh, processor, tmp_path / "saved")
+    again, _ = load(tmp_path / "saved")
+    assert_same_weights(again, fresh)
 
 
 @kinds

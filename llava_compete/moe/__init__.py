@@ -1,6 +1,6 @@
 """Sparse mixtures of experts that stand where dense feed-forward layers stood."""
 
-from llava_compete.moe.config import MoEConfig
+from llava_compete.moe.config import MoEConfig, RoutingChange
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.layer import MoELayer
 from llava_compete.moe.routers import ROUTERS, Router, Routing, RoutingContext
@@ -14,5 +14,6 @@ __all__ = [
     "MoELayer",
     "Router",
     "Routing",
+    "RoutingChange",
     "RoutingContext",
 ]

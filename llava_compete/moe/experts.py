@@ -40,6 +40,7 @@ class Experts(nn.Module):
         self.num_experts = num_experts
         self.in_features = in_features
         self.hidden_features = hidden_features
+        self.out_features = out_features
         self.activation = activation
         self.gated = gated
         up_features = 2 * hidden_features if gated else hidden_features
@@ -68,17 +69,20 @@ class Experts(nn.Module):
             if bias is not None:
                 nn.init.uniform_(bias, -bound, bound)
 
-    def forward(self, x_TD: Tensor, ids_TK: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, ids_TK: Tensor | None = None, most_pairs: int | None = None
+    ) -> Tensor:
         """Outputs (T, K, O) of the experts named by ``ids_TK``; None: of all, in order (K = E).
 
-        An id of E means "no expert": that pair costs nothing and its output is 0.
+        An id of E means "no expert": that pair costs nothing and its output is 0. Where no more
+        than ``most_pairs`` of the T*K pairs have an expert, memory is taken for these alone.
         """
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):  # autocast does not know grouped_mm
             x_TD = x_TD.to(torch.get_autocast_dtype(device))
         if ids_TK is None:
             return self._all(x_TD)
-        return self._chosen(x_TD, ids_TK)
+        return self._chosen(x_TD, ids_TK, most_pairs)
 
     def _hidden(self, up: Tensor) -> Tensor:
         if not self.gated:
@@ -97,13 +101,17 @@ class Experts(nn.Module):
             out_ETO = out_ETO + self.down_bias[:, None].to(out_ETO.dtype)
         return out_ETO.transpose(0, 1)
 
-    def _chosen(self, x_TD: Tensor, ids_TK: Tensor) -> Tensor:
+    def _chosen(self, x_TD: Tensor, ids_TK: Tensor, most_pairs: int | None) -> Tensor:
         num_tokens, top_k = ids_TK.shape
         ids_N = ids_TK.reshape(-1)
         rows_N, ends_E = self._rows(ids_N)
         # R rows: the pairs sorted by expert, each expert's group filled up to a multiple of
         # GROUP_ROWS. A row that is no pair reads some token and is read by nobody.
         num_rows = ids_N.numel() + self.num_experts * GROUP_ROWS
+        if most_pairs is not None and most_pairs < ids_N.numel():
+            # All pairs without an expert share the last row, which is behind the last group.
+            num_rows = most_pairs + (self.num_experts + 1) * GROUP_ROWS
+            rows_N = rows_N.clamp(max=num_rows - 1)
         token_N = torch.arange(ids_N.numel(), device=ids_N.device) // top_k
         token_R = ids_N.new_zeros(num_rows).scatter_(0, rows_N, token_N)
         ids_R = ids_N.new_full((num_rows,), self.num_experts).scatter_(0, rows_N, ids_N)

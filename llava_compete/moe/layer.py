@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from llava_compete.moe.config import MoEConfig
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.losses import choice_share
-from llava_compete.moe.routers import ROUTERS, RouterOptions, Routing, RoutingContext
+from llava_compete.moe.routers import ROUTERS, Router, RouterSpec, Routing, RoutingContext
 
 
 class MoELayer(nn.Module):
-    """Router + experts; knows no router by name. Maps (..., D) to (..., O).
+    """Router + experts; knows no router by name. Maps (B, S, D) or (T, D) to the same with O.
 
-    ``index`` numbers the MoE layers of the model and makes their gates differ.
+    ``index`` numbers the MoE layers of the model and makes their gates differ; ``previous`` is
+    the MoE layer before it in its part, ``vocab_size`` that of the part's tokens, if they have ids.
     """
 
     # Step state. Plain attributes rather than arguments, because a decoder layer calls
@@ -23,35 +24,60 @@ class MoELayer(nn.Module):
     # recomputes the forward in the backward.
     competing: bool = False  # set by the trainer for one optimizer step
     mask_T: Tensor | None = None  # set by the model before the forward, holds until its backward
+    token_ids_T: Tensor | None = None  # likewise, for a router that needs them
+    first_choice_T: Tensor | None = None  # left by the last forward for the layer behind
     routing: Routing | None = None  # left by the last forward; the model takes it
     # Set by the model for the span of its forward. What activation checkpointing runs again in
     # the backward leaves nothing: that graph would be kept until the next forward.
     recording: bool = True
 
-    def __init__(self, experts: Experts, config: MoEConfig, *, index: int) -> None:
+    def __init__(
+        self,
+        experts: Experts,
+        config: MoEConfig,
+        *,
+        index: int,
+        previous: "MoELayer | None" = None,
+        vocab_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.experts = experts
-        self.router = ROUTERS[config.router](
-            RouterOptions(
+        self.router: Router = ROUTERS[config.router](
+            RouterSpec(
                 width=experts.in_features,  # a weight's own shape is empty under ZeRO-3
+                out_width=experts.out_features,
                 num_experts=config.num_experts,
                 top_k=config.top_k,
                 seed=config.seed + index,
-                distillation_theta=config.distillation_theta,
+                options=config.router_options,
+                vocab_size=vocab_size,
+                previous=None if previous is None else previous.router,
             )
         )
+        # In a tuple: a module that is an attribute would be a part of this layer.
+        self._previous = () if previous is None else (previous,)
 
     def forward(self, x: Tensor) -> Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
         # Competition is a way of training: an evaluation between two steps must not see it.
-        context = RoutingContext(self.mask_T, competing=self.competing and self.training)
+        context = RoutingContext(
+            mask_T=self.mask_T,
+            competing=self.competing and self.training,
+            sequence=x.shape[-2] if x.dim() == 3 else None,
+            token_ids_T=self.token_ids_T,
+            previous_T=self._previous[0].first_choice_T if self._previous else None,
+            recording=self.recording,
+        )
         routing = self.router(x_TD, self.experts, context)
         outputs_TKO = routing.outputs_TKD
         if outputs_TKO is None:
-            outputs_TKO = self.experts(x_TD, routing.ids_TK)
-        if self.recording:
-            self.routing = routing._replace(outputs_TKD=None)  # free what only this forward needs
+            outputs_TKO = self.experts(x_TD, routing.ids_TK, routing.most_pairs)
         y_TO = torch.einsum("tk,tko->to", routing.weights_TK, outputs_TKO)
+        if routing.residual_TO is not None:
+            y_TO = y_TO + routing.residual_TO
+        self.first_choice_T = routing.ids_TK[:, 0]
+        if self.recording:  # free what only this forward needs
+            self.routing = routing._replace(outputs_TKD=None)
         return y_TO.view(*x.shape[:-1], -1)
 
     @property

@@ -1,63 +1,23 @@
 """Dense feed-forward layers -> mixtures of experts (sparse upcycling, arXiv:2212.05055).
 
 ``install_moe`` makes the structure, ``upcycle`` also copies each dense layer into its experts.
-A new FFN layout is one more entry in ``LAYOUTS``.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from llava_compete.moe.config import MoEConfig
+from llava_compete.moe.dense import DenseFFN, read_ffn
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.layer import MoELayer
+from llava_compete.moe.routers import ROUTERS
 from llava_compete.names import nearest
 
-PARTS = ("language_model", "projector")
-
-
-class FFNLayout(NamedTuple):
-    """Which linear maps of a dense feed-forward layer are what."""
-
-    up: tuple[str, ...]  # stacked on their outputs, the gate's rows before the up projection's
-    down: str
-    gated: bool
-
-
-# A new family is usually here already; else add the names of its linear maps.
-LAYOUTS = (
-    # Llama, Mistral, Qwen2, Qwen3
-    FFNLayout(up=("gate_proj", "up_proj"), down="down_proj", gated=True),
-    # Phi-3
-    FFNLayout(up=("gate_up_proj",), down="down_proj", gated=True),
-    # the projector mlp2x_gelu
-    FFNLayout(up=("linear_1",), down="linear_2", gated=False),
-)
-
-
-class DenseFFN(NamedTuple):
-    """The linear maps of a dense feed-forward layer."""
-
-    up: tuple[nn.Linear, ...]
-    down: nn.Linear
-    gated: bool
-
-
-def read_ffn(ffn: nn.Module, where: str) -> DenseFFN:
-    """The layer's linear maps; ValueError naming what was found where the layout is unknown."""
-    linear = {name: child for name, child in ffn.named_children() if isinstance(child, nn.Linear)}
-    for layout in LAYOUTS:
-        if set(linear) == {*layout.up, layout.down}:
-            up = tuple(linear[name] for name in layout.up)
-            return DenseFFN(up, linear[layout.down], layout.gated)
-    raise ValueError(
-        f"{where}: a {type(ffn).__name__} with the linear maps {sorted(linear)} cannot be turned "
-        f"into experts; known layouts: {[[*layout.up, layout.down] for layout in LAYOUTS]}. "
-        f"Add it to LAYOUTS in llava_compete/moe/upcycle.py"
-    )
+PARTS = ("vision", "projector", "language_model")
 
 
 class Slot(NamedTuple):
@@ -66,7 +26,6 @@ class Slot(NamedTuple):
     owner: nn.Module
     attribute: str
     name: str
-    activation: str
 
 
 def slots(model: Any, part: str, config: MoEConfig) -> Iterator[Slot]:
@@ -76,31 +35,29 @@ def slots(model: Any, part: str, config: MoEConfig) -> Iterator[Slot]:
     if part == "projector":
         if config.layers is not None:
             raise ValueError(f"layers={config.layers}: the projector is one layer; leave it out")
-        yield Slot(model, "projector", "projector", "gelu")
+        yield Slot(model, "projector", "projector")
         return
-    language_model = model.language_model
-    decoder_layers = language_model.model.layers
-    chosen = range(len(decoder_layers)) if config.layers is None else config.layers
-    for index in chosen:
-        if index >= len(decoder_layers):
+    if part == "vision":
+        blocks = {f"vision.{name}": block for name, block in model.vision.blocks().items()}
+        whole = "image tower (blocks behind the one used are not built)"
+    else:
+        decoder_layers = model.language_model.model.layers.named_children()
+        blocks = {f"language_model.model.layers.{name}": layer for name, layer in decoder_layers}
+        whole = "language model"
+    names = list(blocks)
+    for index in range(len(names)) if config.layers is None else config.layers:
+        if index >= len(names):
             raise ValueError(
-                f"layers={config.layers}: the language model has layers 0 to "
-                f"{len(decoder_layers) - 1}"
+                f"layers={config.layers}: the {whole} has layers 0 to {len(names) - 1}"
             )
-        name = f"language_model.model.layers.{index}.mlp"
-        activation = language_model.config.hidden_act
-        yield Slot(decoder_layers[index], "mlp", name, activation)
+        yield Slot(blocks[names[index]], "mlp", f"{names[index]}.mlp")
 
 
 def install_moe(model: nn.Module, configs: Mapping[str, MoEConfig]) -> None:
     """Put uninitialised MoE layers where the dense ones stand; the model's __init__ calls it."""
-    count = itertools.count()  # over all parts: every layer has a gate of its own
-    for part, config in configs.items():
-        for slot in slots(model, part, config):
-            index = next(count)
-            dense = read_ffn(getattr(slot.owner, slot.attribute), slot.name)
-            layer = _layer_for(dense, config, index, slot.activation)
-            setattr(slot.owner, slot.attribute, layer)
+    for slot, place in _places(model, configs):
+        dense = read_ffn(getattr(slot.owner, slot.attribute), slot.name)
+        place.fill(slot, _layer_for(dense, place))
 
 
 @torch.no_grad()
@@ -119,32 +76,77 @@ def upcycle(
     competition.
     """
     generator = torch.Generator().manual_seed(seed)
-    count = itertools.count()
+    for slot, place in _places(model, configs):
+        current = getattr(slot.owner, slot.attribute)
+        if isinstance(current, MoELayer):
+            raise ValueError(f"{slot.name} is a mixture of experts already")
+        dense = read_ffn(current, slot.name)
+        layer = _layer_for(dense, place).to(dense.down.weight.dtype)
+        _copy_dense(dense, layer.experts, perturbation, generator)
+        place.fill(slot, layer)
+
+
+@dataclass
+class _Place:
+    """What an MoE layer is told of its surroundings."""
+
+    config: MoEConfig
+    index: int  # over all parts: every layer has a gate of its own
+    vocab_size: int | None
+    previous: MoELayer | None = None
+
+    def fill(self, slot: Slot, layer: MoELayer) -> None:
+        setattr(slot.owner, slot.attribute, layer)
+        self.previous = layer
+
+
+def _places(model: Any, configs: Mapping[str, MoEConfig]) -> Iterator[tuple[Slot, _Place]]:
+    """Each slot with its surroundings; the caller fills it before it asks for the next."""
+    index = 0
     for part, config in configs.items():
-        for slot in slots(model, part, config):
-            index = next(count)
-            current = getattr(slot.owner, slot.attribute)
-            if isinstance(current, MoELayer):
-                raise ValueError(f"{slot.name} is a mixture of experts already")
-            dense = read_ffn(current, slot.name)
-            layer = _layer_for(dense, config, index, slot.activation).to(dense.down.weight.dtype)
-            _copy_dense(dense, layer.experts, perturbation, generator)
-            setattr(slot.owner, slot.attribute, layer)
+        found = list(slots(model, part, config))
+        _check_router(part, config, len(found))
+        in_text = part == "language_model"
+        place = _Place(config, index, model.config.text_config.vocab_size if in_text else None)
+        for slot in found:
+            place.index = index
+            yield slot, place
+            index += 1
 
 
-def _layer_for(dense: DenseFFN, config: MoEConfig, index: int, activation: str) -> MoELayer:
+def _check_router(part: str, config: MoEConfig, num_layers: int) -> None:
+    router = ROUTERS[config.router]
+    if router.needs_token_ids and part != "language_model":
+        raise ValueError(
+            f"{part}: router {config.router} chooses by a token's id, and image features have "
+            f"none; give {part} another router"
+        )
+    if router.needs_previous and num_layers < 2:
+        raise ValueError(
+            f"{part}: router {config.router} reads the choice of the MoE layer before, and here "
+            f"is {num_layers} layer; give {part} another router or more layers"
+        )
+
+
+def _layer_for(dense: DenseFFN, place: _Place) -> MoELayer:
     # From the maps' attributes, not their weights: under ZeRO-3 those are empty shards here.
     rows = sum(linear.out_features for linear in dense.up)
     experts = Experts(
-        config.num_experts,
+        place.config.num_experts,
         in_features=dense.up[0].in_features,
         hidden_features=rows // 2 if dense.gated else rows,
         out_features=dense.down.out_features,
-        activation=activation,
+        activation=dense.activation,
         gated=dense.gated,
         bias=dense.down.bias is not None,
     )
-    return MoELayer(experts, config, index=index)
+    return MoELayer(
+        experts,
+        place.config,
+        index=place.index,
+        previous=place.previous,
+        vocab_size=place.vocab_size,
+    )
 
 
 def _copy_dense(

@@ -20,7 +20,9 @@ COMPETE = RoutingContext(MASK, competing=True)
 @pytest.fixture
 def layer():
     experts = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
-    config = MoEConfig(num_experts=E, top_k=K, router="compete", distillation_theta=THETA, seed=1)
+    config = MoEConfig(
+        num_experts=E, top_k=K, router="compete", router_options={"theta": THETA}, seed=1
+    )
     layer = MoELayer(experts, config, index=0).train()
     layer.competing = True
     layer.mask_T = MASK
@@ -134,7 +136,7 @@ def test_a_router_step_runs_the_chosen_experts_only(layer, x_TD):
     layer.experts.register_forward_pre_hook(lambda module, args: calls.append(args[1:]))
     layer.competing = False
     layer(x_TD)
-    ((ids_TK,),) = calls
+    ((ids_TK, _),) = calls
     assert torch.equal(ids_TK, layer.routing.ids_TK)
     assert set(layer.routing.losses) == {"balance", "router_z"}
 

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from llava_compete.moe import ROUTERS, MoEConfig
-from llava_compete.moe.config import DEFAULT_LOSS_WEIGHTS
+from llava_compete.moe import ROUTERS, MoEConfig, RoutingChange
+
+COMPETE_WEIGHTS = ROUTERS["compete"].loss_weights
 
 
 @pytest.mark.parametrize("top_k", [0, 5, -1])
@@ -41,20 +42,60 @@ def test_an_unknown_loss_is_refused_by_name():
 def test_a_negative_loss_weight_is_refused_with_its_value():
     with pytest.raises(ValueError, match=r"must not be negative: \{'balance': -0.1\}"):
         MoEConfig(loss_weights={"balance": -0.1})
-    with pytest.raises(ValueError, match=r"must not be negative: -1"):
-        MoEConfig(distillation_theta=-1.0)
+    with pytest.raises(ValueError, match=r"theta=-1.0 must not be negative"):
+        MoEConfig(router_options={"theta": -1.0})
 
 
 def test_a_partial_loss_table_keeps_the_other_defaults():
     config = MoEConfig(loss_weights={"diversity": 0.5})
-    assert config.loss_weights == {**DEFAULT_LOSS_WEIGHTS, "diversity": 0.5}
-    assert MoEConfig().loss_weights == DEFAULT_LOSS_WEIGHTS
+    assert config.loss_weights == {**COMPETE_WEIGHTS, "diversity": 0.5}
+    assert MoEConfig().loss_weights == COMPETE_WEIGHTS
 
 
 def test_two_configs_do_not_share_their_loss_table():
     MoEConfig().loss_weights["balance"] = 7.0
-    assert MoEConfig().loss_weights["balance"] == DEFAULT_LOSS_WEIGHTS["balance"]
-    assert DEFAULT_LOSS_WEIGHTS["balance"] != 7.0
+    assert MoEConfig().loss_weights["balance"] == COMPETE_WEIGHTS["balance"]
+    assert COMPETE_WEIGHTS["balance"] != 7.0
+
+
+def test_a_loss_of_another_router_is_refused():
+    with pytest.raises(ValueError, match=r"\['diversity'\], which router topk does not return"):
+        MoEConfig(router="topk", loss_weights={"diversity": 0.5})
+
+
+def test_an_option_of_another_router_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'thetta' is no option of compete.*theta"):
+        MoEConfig(router_options={"thetta": 0.5})
+    with pytest.raises(ValueError, match=r"'theta' is no option of topk; it has none"):
+        MoEConfig(router="topk", router_options={"theta": 0.5})
+
+
+def test_options_are_written_out_whole():
+    assert MoEConfig().router_options == {"theta": 0.1}
+    assert MoEConfig(router="topk").to_dict()["router_options"] == {}
+
+
+def test_another_router_begins_with_its_own_options_and_weights():
+    before = MoEConfig(router_options={"theta": 0.7}, loss_weights={"balance": 0.5})
+    change = RoutingChange(router="topk", top_k=1, seed=3)
+    after = change.apply({"projector": before})["projector"]
+    assert after == MoEConfig(router="topk", top_k=1, seed=3)
+
+
+def test_the_same_router_keeps_what_is_not_named():
+    before = MoEConfig(router_options={"theta": 0.7}, loss_weights={"balance": 0.5})
+    change = RoutingChange(router="compete", loss_weights={"diversity": 0.2})
+    after = change.apply({"projector": before})["projector"]
+    assert after.router_options == {"theta": 0.7}
+    assert after.loss_weights == {**COMPETE_WEIGHTS, "balance": 0.5, "diversity": 0.2}
+
+
+def test_only_the_named_parts_change():
+    configs = {"projector": MoEConfig(), "language_model": MoEConfig()}
+    changed = RoutingChange(router="topk", parts=("projector",)).apply(configs)
+    assert changed == {"projector": MoEConfig(router="topk"), "language_model": MoEConfig()}
+    with pytest.raises(ValueError, match=r"router_parts: 'vision' has no experts here"):
+        RoutingChange(parts=("vision",)).apply(configs)
 
 
 @pytest.mark.parametrize("layers", [(), (1, 1), (-1, 0)])

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from llava_compete.moe import ROUTERS, Experts, RoutingContext
-from llava_compete.moe.routers import RouterOptions
+from llava_compete.moe.routers import RouterSpec
 
 T, E, K, D = 11, 5, 2, 24
 EXPERTS = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
@@ -14,9 +14,7 @@ NAMES = ["cosine", "perturbed_cosine"]
 
 def make_router(name, *, seed=0, width=D, num_experts=E):
     return ROUTERS[name](
-        RouterOptions(
-            width=width, num_experts=num_experts, top_k=K, seed=seed, distillation_theta=0.1
-        )
+        RouterSpec(width=width, out_width=width, num_experts=num_experts, top_k=K, seed=seed)
     )
 
 

@@ -6,16 +6,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from llava_compete.moe import ROUTERS, Experts, RoutingContext, losses
-from llava_compete.moe.routers import RouterOptions, gatepro
+from llava_compete.moe.routers import RouterSpec, gatepro
 
 T, E, K, D = 2000, 6, 2, 8
 EXPERTS = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
 
 
 def make_router(name="gatepro", num_experts=E):
-    return ROUTERS[name](
-        RouterOptions(width=D, num_experts=num_experts, top_k=K, seed=0, distillation_theta=0.1)
-    )
+    return ROUTERS[name](RouterSpec(width=D, out_width=D, num_experts=num_experts, top_k=K, seed=0))
 
 
 @torch.no_grad()
@@ -119,8 +117,6 @@ def test_an_expert_like_the_first_gives_way_to_one_that_is_not():
 
 
 def test_one_expert_has_nobody_to_lose_to():
-    router = ROUTERS["gatepro"](
-        RouterOptions(width=D, num_experts=1, top_k=1, seed=0, distillation_theta=0.1)
-    )
+    router = ROUTERS["gatepro"](RouterSpec(width=D, out_width=D, num_experts=1, top_k=1, seed=0))
     x_TD = torch.randn(5, D)
     assert torch.equal(router.gate(x_TD), x_TD @ router.gate.weight.T)

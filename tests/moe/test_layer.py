@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
-from llava_compete.moe import ROUTERS, Experts, MoEConfig, MoELayer, Routing
+from llava_compete.moe import ROUTERS, Experts, MoEConfig, MoELayer, Router, Routing
 
-B, L, E, K, D, OUT = 2, 5, 4, 2, 8, 12
+B, L, E, K, D, OUT, VOCABULARY = 2, 5, 4, 2, 8, 12, 6
 T = B * L
 MASK = torch.tensor([True] * 3 + [False] * 2 + [True] * 5)
 every_router = pytest.mark.parametrize("router", ROUTERS)
@@ -17,8 +16,13 @@ every_step = pytest.mark.parametrize("competing", [False, True], ids=["router", 
 def make_layer(router="compete", *, index=0, competing=False, **values):
     experts = Experts(E, D, 16, OUT, activation="gelu", gated=False, bias=True)
     config = MoEConfig(num_experts=E, top_k=K, router=router, **values)
-    layer = MoELayer(experts, config, index=index).train()
+    surroundings = {"vocab_size": VOCABULARY if ROUTERS[router].needs_token_ids else None}
+    if ROUTERS[router].needs_previous:
+        surroundings["previous"] = MoELayer(experts, config, index=index + 100)
+        surroundings["previous"].first_choice_T = torch.arange(T) % E
+    layer = MoELayer(experts, config, index=index, **surroundings).train()
     layer.competing = competing
+    layer.token_ids_T = torch.arange(T) % VOCABULARY - 1  # -1: an image token
     return layer
 
 
@@ -33,8 +37,10 @@ def test_output_is_the_weighted_sum_of_the_chosen_experts(router, competing):
         x_1D = x_BLD.view(T, D)[token : token + 1]
         wanted = sum(
             weights_TK[token, k] * layer.experts(x_1D, ids_TK[token : token + 1, k : k + 1])[0, 0]
-            for k in range(K)
+            for k in range(ids_TK.shape[1])
         )
+        if layer.routing.residual_TO is not None:
+            wanted = wanted + layer.routing.residual_TO[token]
         assert_close(y_BLO.view(T, OUT)[token], wanted)
 
 
@@ -137,15 +143,12 @@ def test_gates_of_two_layers_differ_and_a_config_seed_moves_them_all():
 
 
 def test_a_router_that_names_no_expert_drops_the_token(monkeypatch):
-    class Dropping(nn.Module):
-        def __init__(self, options):
-            super().__init__()
-
+    class Dropping(Router):
         def forward(self, x_TD, experts, context):
             ids_TK = torch.full((len(x_TD), K), E)
             weights_TK = torch.zeros(len(x_TD), K)
             ids_TK[1:], weights_TK[1:] = 0, 1 / K
-            return Routing(ids_TK, weights_TK, losses={}, metrics={})
+            return Routing(ids_TK, weights_TK, {}, {}, scores_TE=torch.zeros(len(x_TD), E))
 
     monkeypatch.setitem(ROUTERS, "dropping", Dropping)
     layer, x_TD = make_layer("dropping"), torch.randn(T, D)

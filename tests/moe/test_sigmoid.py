@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from llava_compete.moe import ROUTERS, Experts, RoutingContext, losses
-from llava_compete.moe.routers import RouterOptions
+from llava_compete.moe.routers import RouterSpec
 
 T, E, K, D = 11, 5, 2, 8
 EXPERTS = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
@@ -15,9 +15,7 @@ EXPERTS = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
 
 @pytest.fixture
 def router():
-    return ROUTERS["sigmoid"](
-        RouterOptions(width=D, num_experts=E, top_k=K, seed=0, distillation_theta=0.1)
-    )
+    return ROUTERS["sigmoid"](RouterSpec(width=D, out_width=D, num_experts=E, top_k=K, seed=0))
 
 
 def test_weights_are_the_largest_sigmoids_over_their_sum(router):

@@ -1,10 +1,10 @@
 """Routers by name.
 
-To add one: a file here with a module built from RouterOptions, a line in ROUTERS;
+To add one: a file here with a module built from RouterSpec, a line in ROUTERS;
 tests/moe/test_routers.py then runs its common properties on it.
 """
 
-from llava_compete.moe.routers.base import Router, RouterOptions, Routing, RoutingContext
+from llava_compete.moe.routers.base import Router, RouterSpec, Routing, RoutingContext
 from llava_compete.moe.routers.compete import CompeteRouter
 from llava_compete.moe.routers.cosine import CosineRouter
 from llava_compete.moe.routers.gatepro import GateProRouter
@@ -12,7 +12,7 @@ from llava_compete.moe.routers.perturbed_cosine import PerturbedCosineRouter
 from llava_compete.moe.routers.sigmoid import SigmoidRouter
 from llava_compete.moe.routers.topk import TopKRouter
 
-__all__ = ["ROUTERS", "Router", "RouterOptions", "Routing", "RoutingContext"]
+__all__ = ["ROUTERS", "Router", "RouterSpec", "Routing", "RoutingContext"]
 
 ROUTERS: dict[str, type[Router]] = {
     "topk": TopKRouter,

@@ -3,6 +3,9 @@
 T tokens, E experts, K chosen per token, D width of an expert's output.
 """
 
+from dataclasses import dataclass
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +30,17 @@ def agreement(router_ids_TK: Tensor, winner_ids_TK: Tensor, mask_T: Tensor | Non
     return losses.mean_over_tokens(hit_TK.float().mean(dim=-1), mask_T)
 
 
+@dataclass(frozen=True)
+class CompeteOptions:
+    """How the router learns the outcome of the competition."""
+
+    theta: float = 0.1  # extra weight of the winners' entries in the distillation
+
+    def __post_init__(self) -> None:
+        if self.theta < 0:
+            raise ValueError(f"theta={self.theta} must not be negative")
+
+
 class CompeteRouter(TopKRouter):
     """Plain top-K on router steps; on competition steps all experts run and the strongest win.
 
@@ -37,6 +51,15 @@ class CompeteRouter(TopKRouter):
     code. Which layers compete is said by ``context.competing``, never by autograd's state.
     """
 
+    Options = CompeteOptions
+    loss_weights = MappingProxyType(
+        {
+            **TopKRouter.loss_weights,
+            "distillation": 0.01,
+            "diversity": 0.01,
+            "competition_balance": 0.01,
+        }
+    )
     competes = True
 
     def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
@@ -44,12 +67,17 @@ class CompeteRouter(TopKRouter):
         probs_TE = logits_TE.softmax(dim=-1)
         if not context.competing:
             return self.route(x_TD, logits_TE, probs_TE, context)
-        return self._compete(x_TD, probs_TE, experts, context.mask_T)
+        return self._compete(x_TD, logits_TE, probs_TE, experts, context.mask_T)
 
     def _compete(
-        self, x_TD: Tensor, probs_TE: Tensor, experts: Experts, mask_T: Tensor | None
+        self,
+        x_TD: Tensor,
+        logits_TE: Tensor,
+        probs_TE: Tensor,
+        experts: Experts,
+        mask_T: Tensor | None,
     ) -> Routing:
-        top_k = self.options.top_k
+        top_k = self.spec.top_k
         outputs_TED = experts(x_TD)
         affinity_TE = affinity(outputs_TED)
         won_TK, ids_TK = affinity_TE.topk(top_k, dim=-1)
@@ -67,12 +95,13 @@ class CompeteRouter(TopKRouter):
                     probs_TE,
                     competition_TE,
                     ids_TK,
-                    theta=self.options.distillation_theta,
+                    theta=self.options.theta,
                     mask_T=mask_T,
                 ),
                 "diversity": losses.diversity(outputs_TKD, mask_T),
                 "competition_balance": losses.load_balance(competition_TE, ids_TK, mask_T),
             },
             metrics={"agreement": agreed},
+            scores_TE=logits_TE.detach(),
             outputs_TKD=outputs_TKD,
         )

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava_compete.moe.experts import Experts
-from llava_compete.moe.routers.base import Router, RouterOptions, Routing, RoutingContext
-from llava_compete.moe.routers.topk import token_choice
+from llava_compete.moe.routers.base import Router, RouterSpec, Routing, RoutingContext
+from llava_compete.moe.routers.topk import TopKRouter, token_choice
 
 REDUCED_WIDTH = 16  # torchscale's; the width itself where that is smaller
 EMBEDDING_NORM = 1.5  # torchscale's and CompeteSMoE's
@@ -36,20 +36,22 @@ class CosineRouter(Router):
     gathered parameter would be lost.
     """
 
-    def __init__(self, options: RouterOptions) -> None:
-        super().__init__(options)
-        reduced = min(REDUCED_WIDTH, options.width)
-        self.embeddings = nn.Parameter(torch.empty(options.num_experts, reduced))
-        self.reduction = nn.Linear(options.width, reduced, bias=False)
+    loss_weights = TopKRouter.loss_weights
+
+    def __init__(self, spec: RouterSpec) -> None:
+        super().__init__(spec)
+        reduced = min(REDUCED_WIDTH, spec.width)
+        self.embeddings = nn.Parameter(torch.empty(spec.num_experts, reduced))
+        self.reduction = nn.Linear(spec.width, reduced, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Orthogonal embeddings, reduction as nn.Linear's; both from the layer's own seed."""
         if self.embeddings.is_meta:
             return
-        generator = torch.Generator().manual_seed(self.options.seed)
-        width, reduced = self.options.width, min(REDUCED_WIDTH, self.options.width)
-        embeddings_ER = torch.empty(self.options.num_experts, reduced, device="cpu").float()
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        width, reduced = self.spec.width, min(REDUCED_WIDTH, self.spec.width)
+        embeddings_ER = torch.empty(self.spec.num_experts, reduced, device="cpu").float()
         nn.init.orthogonal_(embeddings_ER, gain=EMBEDDING_GAIN, generator=generator)
         reduction_RD = torch.empty(reduced, width, device="cpu").float()
         reduction_RD.uniform_(-(width**-0.5), width**-0.5, generator=generator)
@@ -64,7 +66,7 @@ class CosineRouter(Router):
     def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
         logits_TE = self.logits(x_TD)
         probs_TE = logits_TE.softmax(dim=-1)
-        chosen_TK, ids_TK = probs_TE.topk(self.options.top_k, dim=-1)
+        chosen_TK, ids_TK = probs_TE.topk(self.spec.top_k, dim=-1)
         weights_TK = chosen_TK / chosen_TK.sum(dim=-1, keepdim=True)
         return token_choice(x_TD, logits_TE, probs_TE, ids_TK, weights_TK, context)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llava_compete.moe.routers.base import RouterOptions
+from llava_compete.moe.routers.base import RouterSpec
 from llava_compete.moe.routers.topk import TopKRouter
 
 PENALTY = 1e-4  # lambda; the usual value of the paper, by a summary of its full text
@@ -49,7 +49,7 @@ class GateProRouter(TopKRouter):
     see the lowered scores, which differ by lambda at most. The partner has no gradient.
     """
 
-    def __init__(self, options: RouterOptions) -> None:
-        super().__init__(options)
-        self.gate = RivalGate(options.width, options.num_experts, bias=False)
+    def __init__(self, spec: RouterSpec) -> None:
+        super().__init__(spec)
+        self.gate = RivalGate(spec.width, spec.num_experts, bias=False)
         self.reset_parameters()

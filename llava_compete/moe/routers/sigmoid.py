@@ -26,7 +26,7 @@ class SigmoidRouter(TopKRouter):
         self, x_TD: Tensor, logits_TE: Tensor, probs_TE: Tensor, context: RoutingContext
     ) -> Routing:
         # By z, which the sigmoid keeps in order: in float32 all sigmoids above z = 17 are 1.
-        chosen_TK, ids_TK = logits_TE.topk(self.options.top_k, dim=-1)
+        chosen_TK, ids_TK = logits_TE.topk(self.spec.top_k, dim=-1)
         # sigmoid over the sum of sigmoids, also where all of them are 0 in float32.
         weights_TK = F.logsigmoid(chosen_TK).softmax(dim=-1)
         return token_choice(x_TD, logits_TE, probs_TE, ids_TK, weights_TK, context)
