@@ -1,6 +1,6 @@
 """Image towers over open_clip: pixels -> patch features.  The only file that imports open_clip.
 
-N images, H and W pixels, P patches an image, V feature width.
+N images, H and W pixels, P patches an image, V feature width over all scales.
 
 Only the image side of a CLIP-like model is built, and only up to the block whose output is used.
 """
@@ -18,9 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from llava_compete.multiscale import check_scales, count_crops, cut, put_together
 from llava_compete.names import nearest
 
 TIMM_PREFIX = "timm/"
+
+# Trunks whose blocks see every token of a picture, patches and prefix, and have one MLP each.
+TRANSFORMERS = (
+    open_clip.transformer.VisionTransformer,
+    timm.models.vision_transformer.VisionTransformer,
+    timm.models.eva.Eva,
+    timm.models.beit.Beit,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +46,12 @@ class VisionConfig:
     std: tuple[float, ...]
     width: int  # V
     num_patches: int  # P
+    scales: tuple[int, ...] = (1,)  # sizes at which a picture is looked at; multiscale.py
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # JSON gives lists
+        for name in ("mean", "std", "scales"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_scales(self.scales, self.num_patches)
 
     @property
     def patch_size(self) -> int:
@@ -49,11 +60,14 @@ class VisionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for config.json."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        lists = {name: list(getattr(self, name)) for name in ("mean", "std", "scales")}
+        return {**asdict(self), **lists}
 
 
 class ImageTower(nn.Module):
     """pixels (N, 3, H, W) -> patch features (N, P, V), class token dropped.
+
+    The crops of all scales go through the trunk in one call.
 
     Batch-norm statistics are those of the checkpoint, also in training: a batch of a few pictures
     a rank is no sample to normalise by.
@@ -65,8 +79,35 @@ class ImageTower(nn.Module):
         self.trunk = _build_trunk(config)
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
-        features = _features(self.trunk, pixels_N3HW, final=self.config.layer == "final")
-        return features if features.dim() == 3 else features.flatten(2).transpose(1, 2)
+        crops_M3HW = cut(pixels_N3HW, self.config.scales)
+        features = _features(self.trunk, crops_M3HW, final=self.config.layer == "final")
+        features_MPV = features if features.dim() == 3 else features.flatten(2).transpose(1, 2)
+        return put_together(features_MPV, self.config.scales)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """The transformer blocks by name below the tower, in order, each with its ``mlp``.
+
+        ValueError for a tower without such blocks. Those behind the one used are not built.
+        """
+        trunk: Any = self.trunk
+        if isinstance(trunk, TRANSFORMERS):
+            of_open_clip = isinstance(trunk, open_clip.transformer.VisionTransformer)
+            root = "trunk.transformer.resblocks" if of_open_clip else "trunk.blocks"
+            blocks = self.get_submodule(root)
+            found = {f"{root}.{name}": block for name, block in blocks.named_children()}
+            if all("mlp" in dict(block.named_children()) for block in found.values()):
+                return found
+        raise ValueError(
+            f"image tower {self.config.name}: a {type(trunk).__name__} has no transformer blocks "
+            f"with one MLP each; supported are {', '.join(map(_full_name, TRANSFORMERS))}"
+        )
+
+    def tokens_per_image(self) -> int:
+        """Tokens of an image in each of ``blocks``: patches and prefix tokens of all its crops."""
+        trunk: Any = self.trunk
+        of_open_clip = isinstance(trunk, open_clip.transformer.VisionTransformer)
+        prefix = 1 if of_open_clip else trunk.num_prefix_tokens
+        return count_crops(self.config.scales) * (self.config.num_patches + prefix)
 
     def train(self, mode: bool = True) -> "ImageTower":
         trained = any(parameter.requires_grad for parameter in self.parameters())
@@ -75,6 +116,10 @@ class ImageTower(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
 
 
 def _build_trunk(config: VisionConfig) -> nn.Module:
@@ -106,6 +151,7 @@ def describe_tower(
     name: str,
     layer: int | Literal["final"] = -2,
     *,
+    scales: tuple[int, ...] = (1,),
     pretrained: str | None = None,
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
@@ -156,7 +202,7 @@ def describe_tower(
             f"image tower {name}: no features from layer {layer!r}: {error}"
         ) from error
     _, num_patches, width = features_1PV.shape
-    return replace(config, num_patches=num_patches, width=width)
+    return replace(config, num_patches=num_patches, width=width * len(scales), scales=tuple(scales))
 
 
 def _model_config(name: str) -> dict[str, Any]:

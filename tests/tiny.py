@@ -4,7 +4,7 @@ Widths are multiples of 4: torch's grouped matrix product wants rows of 16 bytes
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from llava_compete import (
     upcycle_model,
 )
 from llava_compete.data import IGNORED, Collator, encode, to_messages
-from llava_compete.vision import VisionConfig, describe_tower
+from llava_compete.vision import ImageTower, VisionConfig, describe_tower
 
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -95,7 +95,14 @@ def make_language_model(folder: Path, family: str = "llama", seed: int = 0) -> P
     return folder
 
 
-def make_tower(folder: Path, layer: int = -2, seed: int = 0) -> tuple[VisionConfig, Path]:
+def make_tower(
+    folder: Path,
+    layer: int = -2,
+    seed: int = 0,
+    *,
+    scales: tuple[int, ...] = (1,),
+    quick_gelu: bool = False,
+) -> tuple[VisionConfig, Path]:
     """A CLIP image tower of 3 blocks, width 32, 2 x 2 patches: its config and weights file."""
     folder.mkdir(parents=True, exist_ok=True)
     vision = {
@@ -109,20 +116,34 @@ def make_tower(folder: Path, layer: int = -2, seed: int = 0) -> tuple[VisionConf
     registered = folder / f"{TOWER_NAME}.json"
     registered.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
     open_clip.add_model_config(registered)
-    config = describe_tower(TOWER_NAME, layer, mean=MEAN, std=STD, quick_gelu=False)
+    config = describe_tower(
+        TOWER_NAME, layer, scales=scales, mean=MEAN, std=STD, quick_gelu=quick_gelu
+    )
     torch.manual_seed(seed)
-    whole = _build_vision_tower(16, dict(vision), quick_gelu=False)
+    whole = _build_vision_tower(16, dict(vision), quick_gelu=quick_gelu)
     weights = folder / "tower.safetensors"
     save_file({f"visual.{k}": v.contiguous() for k, v in whole.state_dict().items()}, weights)
     return config, weights
 
 
+def make_timm_tower(
+    folder: Path, *, scales: tuple[int, ...] = (1,), seed: int = 0
+) -> tuple[VisionConfig, Path]:
+    """timm's vision transformer of 6 blocks, width 64, 2 x 2 patches, at 32 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = describe_tower("timm/test_vit", scales=scales, image_size=32)
+    torch.manual_seed(seed)
+    weights = folder / "timm.safetensors"
+    save_file(ImageTower(config).trunk.state_dict(), weights)
+    return config, weights
+
+
 def compose_tiny(
-    folder: Path, family: str = "llama"
+    folder: Path, family: str = "llama", make: Callable[..., Any] = make_tower, **tower: Any
 ) -> tuple[LlavaCompeteForConditionalGeneration, LlavaProcessor]:
     """A dense model and its processor, of parts written under ``folder``."""
     language = make_language_model(folder / "lm", family)
-    vision, weights = make_tower(folder / "tower")
+    vision, weights = make(folder / "tower", **tower)
     return compose(str(language), vision, str(weights))
 
 

@@ -1,4 +1,4 @@
-"""An upcycled model is the dense model, for every family of language models."""
+"""An upcycled model is the dense model, for every family of language models and image towers."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from llava_compete import LlavaCompeteForConditionalGeneration, MoELayer, upcycle_model
-from llava_compete.moe.upcycle import LAYOUTS, install_moe, read_ffn, slots, upcycle
+from llava_compete.moe.upcycle import install_moe, slots, upcycle
 from llava_compete.projector import build_projector
 from tests import tiny
 
@@ -16,7 +16,8 @@ def logits(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 250, (1, 24), generator=generator)
     ids[0, 2 : 2 + tiny.NUM_PATCHES] = model.config.image_token_id
-    pixels = torch.randn(1, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, generator=generator)
+    size = model.config.vision.image_size
+    pixels = torch.randn(1, 3, size, size, generator=generator)
     with torch.no_grad():
         return model.eval()(ids, pixel_values=pixels).logits
 
@@ -183,20 +184,6 @@ def test_layers_out_of_range_and_layers_of_the_projector_are_refused(dense):
         install_moe(model, configs)
     with pytest.raises(ValueError, match="the projector is one layer"):
         install_moe(model, {"projector": configs["language_model"]})
-
-
-def test_an_unknown_layout_is_refused_with_what_was_found():
-    ffn = nn.ModuleDict({"fc_in": nn.Linear(4, 8), "fc_out": nn.Linear(8, 4)})
-    with pytest.raises(ValueError, match=r"block 3: a ModuleDict .*\['fc_in', 'fc_out'\].*LAYOUTS"):
-        read_ffn(ffn, "block 3")
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "+".join(layout.up))
-def test_one_linear_map_too_many_is_an_unknown_layout(layout):
-    maps = {name: nn.Linear(4, 4) for name in (*layout.up, layout.down)}
-    assert read_ffn(nn.ModuleDict(maps), "ok").gated == layout.gated
-    with pytest.raises(ValueError, match="'extra'"):
-        read_ffn(nn.ModuleDict({**maps, "extra": nn.Linear(4, 4)}), "block 0")
 
 
 def test_the_linear_projector_cannot_become_experts(dense):
