@@ -1,0 +1,1 @@
+"""What the routers of a model do with real rows: collected, written down, drawn."""
