@@ -7,10 +7,13 @@ tests/moe/test_routers.py then runs its common properties on it.
 from llava_compete.moe.routers.base import Router, RouterSpec, Routing, RoutingContext
 from llava_compete.moe.routers.compete import CompeteRouter
 from llava_compete.moe.routers.cosine import CosineRouter
+from llava_compete.moe.routers.expert_choice import ExpertChoiceRouter
+from llava_compete.moe.routers.expert_race import ExpertRaceRouter
 from llava_compete.moe.routers.gatepro import GateProRouter
 from llava_compete.moe.routers.perturbed_cosine import PerturbedCosineRouter
 from llava_compete.moe.routers.sigmoid import SigmoidRouter
 from llava_compete.moe.routers.topk import TopKRouter
+from llava_compete.moe.routers.usmoe import USMoERouter
 
 __all__ = ["ROUTERS", "Router", "RouterSpec", "Routing", "RoutingContext"]
 
@@ -21,4 +24,7 @@ ROUTERS: dict[str, type[Router]] = {
     "cosine": CosineRouter,
     "perturbed_cosine": PerturbedCosineRouter,
     "gatepro": GateProRouter,
+    "expert_choice": ExpertChoiceRouter,
+    "usmoe": USMoERouter,
+    "expert_race": ExpertRaceRouter,
 }
