@@ -65,6 +65,9 @@ def test_batch_order_changes_nothing(router, competing):
     layer.mask_T = MASK
     plain, losses = layer(x_BLD), layer.routing.losses
     layer.mask_T = MASK.view(B, L).flip(0).reshape(-1)
+    layer.token_ids_T = layer.token_ids_T.view(B, L).flip(0).reshape(-1)
+    for before in layer._previous:
+        before.first_choice_T = before.first_choice_T.view(B, L).flip(0).reshape(-1)
     assert_close(layer(x_BLD.flip(0)), plain.flip(0))
     assert_close(layer.routing.losses, losses)
 

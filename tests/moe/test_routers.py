@@ -169,6 +169,9 @@ def test_a_step_with_no_kept_token_gives_zero_losses_and_zero_gate_gradients(nam
 @every_step
 def test_gradient_reaches_every_parameter_of_the_router(name, competing):
     router, experts, x_TD = make_router(name), make_experts(), torch.randn(T, D)
+    with torch.no_grad():  # off the start, where a last map may be zero
+        for parameter in router.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
     routing = router(x_TD, experts, make_context(None, competing))
     outputs_TKD = routing.outputs_TKD
     if outputs_TKD is None:

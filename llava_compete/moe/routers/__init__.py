@@ -4,12 +4,14 @@ To add one: a file here with a module built from RouterSpec, a line in ROUTERS;
 tests/moe/test_routers.py then runs its common properties on it.
 """
 
+from llava_compete.moe.routers.acmoe import ACMoERouter
 from llava_compete.moe.routers.base import Router, RouterSpec, Routing, RoutingContext
 from llava_compete.moe.routers.compete import CompeteRouter
 from llava_compete.moe.routers.cosine import CosineRouter
 from llava_compete.moe.routers.expert_choice import ExpertChoiceRouter
 from llava_compete.moe.routers.expert_race import ExpertRaceRouter
 from llava_compete.moe.routers.gatepro import GateProRouter
+from llava_compete.moe.routers.hypermoe import HyperMoERouter
 from llava_compete.moe.routers.perturbed_cosine import PerturbedCosineRouter
 from llava_compete.moe.routers.sigmoid import SigmoidRouter
 from llava_compete.moe.routers.topk import TopKRouter
@@ -27,4 +29,6 @@ ROUTERS: dict[str, type[Router]] = {
     "expert_choice": ExpertChoiceRouter,
     "usmoe": USMoERouter,
     "expert_race": ExpertRaceRouter,
+    "acmoe": ACMoERouter,
+    "hypermoe": HyperMoERouter,
 }
