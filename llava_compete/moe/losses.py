@@ -71,6 +71,25 @@ def distillation(
     return mean_over_tokens(error_T, mask_T)
 
 
+def outcome_distillation(
+    logits_TE: Tensor,
+    winner_ids_TK: Tensor,
+    winner_weights_TK: Tensor,
+    mask_T: Tensor | None = None,
+) -> Tensor:
+    """KL divergence of the router's softmax from the competition's own mixing weights.
+
+    sum_k w_k (log w_k - log p_k) over the K winners, whose weights w sum to 1; losers have weight
+    0. It is 0 where the router mixes as the competition did. The weights are a target: no gradient
+    reaches the experts through them. The form is this project's (docs/results.md has why): the
+    affinities of upcycled experts differ by parts in a thousand, so their softmax hardly differs
+    from 1/E, and the squared error to it has next to no gradient.
+    """
+    target_TK = winner_weights_TK.detach().float()
+    chosen_TK = logits_TE.float().log_softmax(dim=-1).gather(-1, winner_ids_TK)
+    return mean_over_tokens((target_TK * (target_TK.log() - chosen_TK)).sum(dim=-1), mask_T)
+
+
 def diversity(outputs_TKD: Tensor, mask_T: Tensor | None = None) -> Tensor:
     """Mean cosine of the winners' outputs over the K(K-1) ordered pairs (arXiv:2505.13380).
 

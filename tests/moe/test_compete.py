@@ -17,12 +17,11 @@ MASK = torch.tensor([True] * 6 + [False] * 2 + [True] * 2)
 COMPETE = RoutingContext(MASK, competing=True)
 
 
-@pytest.fixture
-def layer():
+@pytest.fixture(params=["paper", "outcome"])
+def layer(request):
     experts = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
-    config = MoEConfig(
-        num_experts=E, top_k=K, router="compete", router_options={"theta": THETA}, seed=1
-    )
+    options = {"distillation": request.param, "theta": THETA}
+    config = MoEConfig(num_experts=E, top_k=K, router="compete", router_options=options, seed=1)
     layer = MoELayer(experts, config, index=0).train()
     layer.competing = True
     layer.mask_T = MASK
@@ -50,8 +49,14 @@ def reference(layer, x_TD):
             continue
         gate_E = (layer.router.gate.weight @ x_D).softmax(dim=-1)
         target_E = torch.stack(strength).softmax(dim=-1)
-        error = [(gate_E[e] - target_E[e].detach()) ** 2 for e in range(E)]
-        distillation.append(sum(error) / E + THETA * sum(error[e] for e in winners) / K)
+        if layer.router.options.distillation == "paper":
+            error = [(gate_E[e] - target_E[e].detach()) ** 2 for e in range(E)]
+            distillation.append(sum(error) / E + THETA * sum(error[e] for e in winners) / K)
+        else:
+            target = [(strength[e] / total).detach() for e in winners]
+            distillation.append(
+                sum(w * (w / gate_E[e]).log() for w, e in zip(target, winners, strict=True))
+            )
         pairs = [(i, j) for i in winners for j in winners if i != j]
         cosines = [F.cosine_similarity(expert_outputs[i], expert_outputs[j], 0) for i, j in pairs]
         diversity.append(sum(cosines) / (K * (K - 1)))

@@ -31,6 +31,9 @@ def every_loss(routing, mask_T, rows=slice(None)):
         "balance": losses.load_balance(probs_TE, ids_TK, mask_T),
         "router_z": losses.router_z(logits_TE, mask_T),
         "distillation": losses.distillation(probs_TE, teacher_TE, ids_TK, theta=0.3, mask_T=mask_T),
+        "outcome_distillation": losses.outcome_distillation(
+            logits_TE, ids_TK, probs_TE.gather(1, ids_TK), mask_T
+        ),
         "diversity": losses.diversity(outputs_TKD, mask_T),
     }
 
@@ -95,6 +98,26 @@ def test_distillation_sends_gradient_to_the_student_only(routing):
     losses.distillation(student_TE, teacher_TE, ids_TK, theta=0.3).backward()
     assert student_TE.grad.abs().sum() > 0
     assert teacher_TE.grad is None
+
+
+def test_outcome_distillation_is_zero_where_the_router_mixes_as_the_competition_did(routing):
+    _, _, ids_TK, _, teacher_TE = routing
+    weights_TK = teacher_TE.gather(1, ids_TK)
+    weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+    logits_TE = torch.full_like(teacher_TE, -100.0).scatter(1, ids_TK, weights_TK.log())
+    loss = losses.outcome_distillation(logits_TE, ids_TK, weights_TK)
+    assert_close(loss, torch.zeros_like(loss), atol=1e-6, rtol=0)
+    other = losses.outcome_distillation(torch.zeros_like(logits_TE), ids_TK, weights_TK)
+    assert other > 0.1
+
+
+def test_outcome_distillation_sends_gradient_to_the_student_only(routing):
+    logits_TE, _, ids_TK, _, teacher_TE = routing
+    logits_TE, weights_TK = logits_TE.clone().requires_grad_(), teacher_TE.gather(1, ids_TK)
+    weights_TK.requires_grad_()
+    losses.outcome_distillation(logits_TE, ids_TK, weights_TK).backward()
+    assert logits_TE.grad.abs().sum() > 0
+    assert weights_TK.grad is None
 
 
 def test_diversity_is_the_mean_cosine_over_k_times_k_minus_one_ordered_pairs(routing):

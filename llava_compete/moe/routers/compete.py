@@ -5,6 +5,7 @@ T tokens, E experts, K chosen per token, D width of an expert's output.
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,9 +35,13 @@ def agreement(router_ids_TK: Tensor, winner_ids_TK: Tensor, mask_T: Tensor | Non
 class CompeteOptions:
     """How the router learns the outcome of the competition."""
 
-    theta: float = 0.1  # extra weight of the winners' entries in the distillation
+    # paper: squared error to softmax(affinity); outcome: KL from the winners' mixing weights.
+    distillation: Literal["paper", "outcome"] = "paper"
+    theta: float = 0.1  # paper's extra weight of the winners' entries
 
     def __post_init__(self) -> None:
+        if self.distillation not in ("paper", "outcome"):
+            raise ValueError(f"distillation={self.distillation!r} must be paper or outcome")
         if self.theta < 0:
             raise ValueError(f"theta={self.theta} must not be negative")
 
@@ -87,17 +92,17 @@ class CompeteRouter(TopKRouter):
         with torch.no_grad():
             router_ids_TK = probs_TE.topk(top_k, dim=-1).indices
             agreed = agreement(router_ids_TK, ids_TK, mask_T)
+        if self.options.distillation == "outcome":
+            distillation = losses.outcome_distillation(logits_TE, ids_TK, weights_TK, mask_T)
+        else:
+            distillation = losses.distillation(
+                probs_TE, competition_TE, ids_TK, theta=self.options.theta, mask_T=mask_T
+            )
         return Routing(
             ids_TK=ids_TK,
             weights_TK=weights_TK.to(x_TD.dtype),
             losses={
-                "distillation": losses.distillation(
-                    probs_TE,
-                    competition_TE,
-                    ids_TK,
-                    theta=self.options.theta,
-                    mask_T=mask_T,
-                ),
+                "distillation": distillation,
                 "diversity": losses.diversity(outputs_TKD, mask_T),
                 "competition_balance": losses.load_balance(competition_TE, ids_TK, mask_T),
             },
