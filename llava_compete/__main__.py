@@ -1,6 +1,8 @@
 """The command line: ``llava-compete VERB ...`` or ``python -m llava_compete VERB ...``."""
 
 import argparse
+import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from llava_compete.moe import MoEConfig
 
 
 def compose_verb(argv: Sequence[str]) -> None:
@@ -27,6 +31,13 @@ def compose_verb(argv: Sequence[str]) -> None:
     )
     add("--vision_layer", default="-2", help="block whose output is used, or 'final'")
     add("--image_size", type=int, default=None, help="pixels; None: the model's own")
+    add(
+        "--scales",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="sizes at which a picture is looked at; 1 3: also at three times its size, in crops",
+    )
     add("--image_mean", type=float, nargs=3, default=None, help="of pixels in 0..1")
     add("--image_std", type=float, nargs=3, default=None, help="of pixels in 0..1")
     add("--quick_gelu", action=argparse.BooleanOptionalAction, default=None)
@@ -53,6 +64,7 @@ def compose_verb(argv: Sequence[str]) -> None:
     vision = describe_tower(
         args.vision,
         _vision_layer(args.vision_layer),
+        scales=tuple(args.scales),
         pretrained=args.vision_weights,
         image_size=args.image_size,
         mean=args.image_mean and tuple(args.image_mean),
@@ -107,7 +119,19 @@ def upcycle_verb(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="dense checkpoint directory")
     add("--output", type=Path, required=True)
-    add("--parts", nargs="+", default=["language_model", "projector"])
+    add(
+        "--parts",
+        nargs="+",
+        default=None,
+        help="of vision, projector, language_model; None: language_model projector",
+    )
+    add(
+        "--moe",
+        type=Path,
+        default=None,
+        help="YAML file that maps each part to values of its own, MoEConfig's, in place of "
+        "--parts and --layers; what it does not name comes from the flags",
+    )
     add("--num_experts", type=int, default=4)
     add("--top_k", type=int, default=2)
     add("--router", default="compete", help="a name in ROUTERS, such as topk")
@@ -129,32 +153,76 @@ def upcycle_verb(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
 
     from llava_compete.checkpoint import load, refuse_non_empty, save, upcycle_model
-    from llava_compete.moe import MoEConfig
 
     refuse_non_empty(args.output)
-    shape = {
-        "num_experts": args.num_experts,
-        "top_k": args.top_k,
-        "router": args.router,
-        "seed": args.seed,
-    }
-    if args.layers and "language_model" not in args.parts:
-        raise ValueError(f"layers={args.layers} are of the language model; parts={args.parts}")
-    configs = {
-        part: MoEConfig(**shape, layers=args.layers if part == "language_model" else None)
-        for part in args.parts
-    }
+    configs = _moe_configs(args)
     model, processor = load(args.checkpoint, dtype=args.dtype)
     report = upcycle_model(model, configs, perturbation=args.perturbation, seed=args.seed)
     save(model, processor, args.output)
     for part, layers in model.moe_layers().items():
-        print(f"{part}: {len(layers)} layers of {args.num_experts} experts, top {args.top_k}")
+        config = configs[part]
+        print(
+            f"{part}: {len(layers)} layers of {config.num_experts} experts, top {config.top_k}, "
+            f"router {config.router}"
+        )
     print(
         f"largest difference of a logit, before and after: {report.largest_difference:.2e} "
         f"(largest logit {report.largest_logit:.2f})"
     )
     for name, parameters in (("dense", report.before), ("experts", report.after)):
         print(f"{name:8} {parameters.total:14,} parameters {parameters.active:14,} active")
+
+
+def _moe_configs(args: argparse.Namespace) -> dict[str, "MoEConfig"]:
+    """Of each part to upcycle: what ``--moe`` says of it, and what the flags say of all."""
+    from llava_compete.config import read_recipe
+    from llava_compete.moe import MoEConfig
+    from llava_compete.names import nearest
+
+    flags = {name: getattr(args, name) for name in ("num_experts", "top_k", "router", "seed")}
+    if args.moe is None:
+        parts = args.parts or ["language_model", "projector"]
+        if args.layers and "language_model" not in parts:
+            raise ValueError(f"layers={args.layers} are of the language model; parts={parts}")
+        layers = {"language_model": args.layers}
+        return {part: MoEConfig(**flags, layers=layers.get(part)) for part in parts}
+    if args.parts or args.layers:
+        raise ValueError(f"moe={args.moe} names parts and their layers: no --parts, no --layers")
+    configs = {}
+    known = [item.name for item in dataclasses.fields(MoEConfig)]
+    for part, values in read_recipe(args.moe).items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{args.moe}: {part} must be a mapping, such as {{num_experts: 8}}")
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{args.moe}: {part}: unknown key {key!r}{nearest(key, known)}")
+        try:
+            configs[part] = MoEConfig(**{**flags, **values})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{args.moe}: {part}: {error}") from error
+    return configs
+
+
+def count_verb(argv: Sequence[str]) -> None:
+    """Parameters and FLOPs of checkpoints or of named models, without their weights."""
+    from llava_compete.count import LEGEND, NAMED, as_json, as_table, read_model
+
+    parser = argparse.ArgumentParser(
+        prog="llava-compete count",
+        description=count_verb.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{name:12} {config.__doc__}" for name, config in NAMED.items()),
+    )
+    parser.add_argument("models", nargs="+", help="checkpoint directories, or names of the below")
+    parser.add_argument("--json", action="store_true", help="a list of JSON objects, no table")
+    args = parser.parse_args(argv)
+    models = {name: read_model(name) for name in args.models}
+    if args.json:
+        print(json.dumps([as_json(name, config) for name, config in models.items()], indent=2))
+        return
+    for name, config in models.items():
+        print(as_table(name, config), end="\n\n")
+    print(LEGEND)
 
 
 def train_verb(argv: Sequence[str]) -> Callable[[], None]:
@@ -167,15 +235,20 @@ def train_verb(argv: Sequence[str]) -> Callable[[], None]:
     return lambda: run(trainer, resume_from)
 
 
-VERBS = {"compose": compose_verb, "upcycle": upcycle_verb, "train": train_verb}
+VERBS = {
+    "compose": compose_verb,
+    "upcycle": upcycle_verb,
+    "count": count_verb,
+    "train": train_verb,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="llava-compete",
-        description="Compose, upcycle and train LLaVA-style models with mixtures of experts. "
-        "Evaluation: python -m eval. Data: python -m data_prep.",
+        description="Compose, upcycle, count and train LLaVA-style models with mixtures of "
+        "experts. Evaluation: python -m eval. Data: python -m data_prep.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"{name:10} {verb.__doc__}" for name, verb in VERBS.items()),
     )
