@@ -110,9 +110,7 @@ class ScopeOptions:
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
-            raise ValueError(
-                f"scope={self.scope!r} must be one of {SCOPES}{nearest(self.scope, SCOPES)}"
-            )
+            raise ValueError(f"scope={self.scope!r} is not known{nearest(self.scope, SCOPES)}")
 
 
 class ScopeRouter(TopKRouter):

@@ -9,7 +9,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers.across import best_pairs, grouped, ragged
 from llava_compete.moe.routers.base import RouterSpec, Routing, RoutingContext, sum_over_ranks
 from llava_compete.moe.routers.topk import TopKRouter
@@ -75,7 +74,7 @@ class ExpertRaceRouter(TopKRouter):
     loss_weights = MappingProxyType({"similarity": 1e-4})
     sums_to_one = False
     state_threshold: Tensor  # float32 (); tau
-    state_steps: Tensor  # int64 (); optimizer steps that tau has seen
+    state_steps: Tensor  # float32 (), as all state in a checkpoint; steps that tau has seen
     # Of the optimizer step under way, (2,) float32: its tokens, and the sum of their batches'
     # smallest chosen logits. Cleared by begin_step, left by forwards, read by end_step.
     raced_2: Tensor | None = None
@@ -83,7 +82,7 @@ class ExpertRaceRouter(TopKRouter):
     def __init__(self, spec: RouterSpec) -> None:
         super().__init__(spec)
         self.register_buffer("state_threshold", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("state_steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("state_steps", torch.zeros((), dtype=torch.float32))
 
     def reset_parameters(self) -> None:
         """The gate as TopKRouter's; the state 0."""
@@ -91,8 +90,10 @@ class ExpertRaceRouter(TopKRouter):
         for state in self.buffers():  # none yet while the gate is being built
             state.zero_()
 
-    def forward(self, x_TD: Tensor, experts: Experts, context: RoutingContext) -> Routing:
-        logits_TE = self.gate(x_TD).float()
+    def route(
+        self, x_TD: Tensor, logits_TE: Tensor, probs_TE: Tensor, context: RoutingContext
+    ) -> Routing:
+        """The race in training, the threshold at inference; weights are the logits."""
         if self.training:
             chosen_TE = self._race(logits_TE.detach(), context)
             most_pairs = len(x_TD) * self.spec.top_k
@@ -102,7 +103,7 @@ class ExpertRaceRouter(TopKRouter):
                 chosen_TE = chosen_TE & context.mask_T[:, None]
             most_pairs = chosen_TE.numel()
         routing = ragged(x_TD, chosen_TE, logits_TE, logits_TE, context, most_pairs)
-        loss = similarity(logits_TE.softmax(dim=-1), chosen_TE, context.mask_T)
+        loss = similarity(probs_TE, chosen_TE, context.mask_T)
         return routing._replace(losses={"similarity": loss})
 
     def _race(self, logits_TE: Tensor, context: RoutingContext) -> Tensor:
