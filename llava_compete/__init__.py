@@ -19,6 +19,7 @@ from llava_compete.moe import (
     Routing,
     RoutingChange,
 )
+from llava_compete.self_contrast import SelfContrast
 
 __all__ = [
     "ROUTERS",
@@ -32,6 +33,7 @@ __all__ = [
     "Router",
     "Routing",
     "RoutingChange",
+    "SelfContrast",
     "compose",
     "load",
     "save",

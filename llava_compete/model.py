@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -27,6 +28,7 @@ from llava_compete.data import IGNORED
 from llava_compete.moe import MoEConfig, MoELayer
 from llava_compete.moe.upcycle import install_moe
 from llava_compete.projector import build_projector
+from llava_compete.self_contrast import SelfContrast, check_generation, weak_pass
 from llava_compete.vision import ImageTower, VisionConfig
 
 LANGUAGE = "language_model"
@@ -300,30 +302,44 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     f"activation_checkpointing_kwargs={{'use_reentrant': False}}"
                 )
 
+    def check_causal(self) -> None:
+        """ValueError where a token's experts in the language model depend on tokens behind it."""
+        for layer in self.moe_layers().get(LANGUAGE, ()):
+            if layer.router.sees_future:
+                raise ValueError(
+                    f"router {self.config.moe_configs[LANGUAGE].router} chooses for a token by "
+                    f"the tokens behind it, which a generation does not know and the loss of an "
+                    f"answer must not see; choose its form by token, "
+                    f"router_options={{'scope': 'token'}}"
+                )
+
     @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        *,
+        self_contrast: SelfContrast | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """New token ids (B, at most max_new_tokens); ``kwargs`` as transformers' generate.
 
         Prompts of unequal length are padded on the left (processor.prompt_batch does).
+        ``self_contrast`` decodes by the contrast with a weaker routing of the same model.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self.check_causal()
         for layer in self.moe_layers().get(LANGUAGE, ()):
             layer.mask_T = None  # of the last forward; a decoding step has another shape
-            if layer.router.sees_future:
-                raise ValueError(
-                    f"router {self.config.moe_configs[LANGUAGE].router} chooses for a token by "
-                    f"the tokens behind it, which a generation does not know; choose its form "
-                    f"by token, router_options={{'scope': 'token'}}"
-                )
         generation_config = copy.deepcopy(self.generation_config)
         model_kwargs = generation_config.update(**kwargs)
+        if self_contrast is not None:
+            check_generation(self, self_contrast, generation_config, model_kwargs)
+            weak = weak_pass(self, self_contrast, input_ids, attention_mask, pixel_values)
+            others = model_kwargs.get("logits_processor") or ()
+            model_kwargs["logits_processor"] = LogitsProcessorList([weak, *others])
         return self.language_model.generate(
             inputs_embeds=self.embed(input_ids, pixel_values),
             attention_mask=attention_mask,

@@ -27,6 +27,7 @@ class MoELayer(nn.Module):
     token_ids_T: Tensor | None = None  # likewise, for a router that needs them
     first_choice_T: Tensor | None = None  # left by the last forward for the layer behind
     routing: Routing | None = None  # left by the last forward; the model takes it
+    weak_rank: int | None = None  # set by self_contrast for the span of a weak pass
     # Set by the model for the span of its forward. What activation checkpointing runs again in
     # the backward leaves nothing: that graph would be kept until the next forward.
     recording: bool = True
@@ -69,6 +70,8 @@ class MoELayer(nn.Module):
             recording=self.recording,
         )
         routing = self.router(x_TD, self.experts, context)
+        if self.weak_rank is not None:
+            routing = expert_of_rank(routing, self.weak_rank)
         outputs_TKO = routing.outputs_TKD
         if outputs_TKO is None:
             outputs_TKO = self.experts(x_TD, routing.ids_TK, routing.most_pairs)
@@ -89,3 +92,14 @@ class MoELayer(nn.Module):
     def load_E(self) -> Tensor:
         """Share of the last forward's kept pairs that each expert received, (E,) float32."""
         return choice_share(self.last_routing.ids_TK, self.experts.num_experts, self.mask_T)
+
+
+def expert_of_rank(routing: Routing, rank: int) -> Routing:
+    """Each token to the expert that the router ranks so (1: its first) alone, with weight 1."""
+    ids_T1 = routing.scores_TE.topk(rank, dim=-1).indices[:, rank - 1 :]
+    return routing._replace(
+        ids_TK=ids_T1,
+        weights_TK=torch.ones_like(ids_T1, dtype=routing.weights_TK.dtype),
+        outputs_TKD=None,
+        most_pairs=None,
+    )
