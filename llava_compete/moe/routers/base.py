@@ -70,7 +70,7 @@ class Router(nn.Module):
     # The losses a router may return, with its paper's coefficients.
     loss_weights: ClassVar[Mapping[str, float]] = MappingProxyType({})
     competes: ClassVar[bool] = False  # does it heed context.competing?
-    sums_to_one: ClassVar[bool] = True  # do a token's weights? If not, upcycling moves the output
+    sums_to_one: bool = True  # do a token's weights? If not, upcycling moves the output
     needs_token_ids: ClassVar[bool] = False  # of context.token_ids_T
     needs_previous: ClassVar[bool] = False  # of context.previous_T, in all layers but the first
     sees_future: bool = False  # can a later token change an earlier one's experts at inference?
