@@ -96,7 +96,6 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("router.state_",)  # see Router._apply
 
     def __init__(self, config: LlavaCompeteConfig) -> None:
         super().__init__(config)

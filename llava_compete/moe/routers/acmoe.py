@@ -45,7 +45,7 @@ def cluster_scales(
             member_TE = member_TE * mask_T[:, None]
             x_TD = torch.where(mask_T[:, None], x_TD, 0.0)
         count_E = member_TE.sum(dim=0)
-        share_ET = (member_TE / count_E.clamp(min=1)).T.to(x_TD.dtype)
+        share_ET = (member_TE.to(x_TD.dtype) / count_E.clamp(min=1)).T
         deviation_TD = (x_TD - (share_ET @ x_TD)[cluster_T]).abs()
         found_E1 = count_E[:, None] >= LEAST_TOKENS
         scale_ED = torch.where(found_E1, 1 / (share_ET @ deviation_TD + EPSILON), 0.0)
