@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from llava_compete.moe.upcycle import PARTS
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -61,12 +62,12 @@ def shapes(checkpoint: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Experts that differ, competing steps, and rows of which every second one has no picture.
+    """Parts of experts that differ, competing steps, and of every two rows one without picture.
 
     Rows are dealt to the ranks in turn, so rank 1 sees text alone and routes to other experts.
     """
     root = tmp_path_factory.mktemp("zero")
-    checkpoint = tiny.make_checkpoint(root / "moe", perturbation=1.0)
+    checkpoint = tiny.make_checkpoint(root / "moe", parts=PARTS, perturbation=1.0)
     rows, images = tiny.write_rows(root, n=2 * STEPS, text_only=range(1, 2 * STEPS, 2))
     recipe = root / "recipe.yaml"
     recipe.write_text(
@@ -81,7 +82,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         learning_rate: 1e-2
         train_sampling_strategy: sequential
         competition_rate: 0.5
-        competition_max_layers: 2
+        competition_max_layers: 3
         competition_warmup: 1
         logging_steps: 1
         save_strategy: "no"
@@ -98,10 +99,11 @@ def data_parallel(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 def test_the_run_has_what_can_go_wrong(data_parallel: list[dict[str, float]]) -> None:
-    competing = [entry["language_model/competing_layers"] for entry in data_parallel]
-    assert competing[0] == 0
-    assert max(competing) > 0
-    assert min(competing[1:]) == 0 or len(set(competing)) > 1
+    for part in ("language_model", "vision"):
+        competing = [entry[f"{part}/competing_layers"] for entry in data_parallel]
+        assert competing[0] == 0
+        assert max(competing) > 0
+        assert min(competing[1:]) == 0 or len(set(competing)) > 1
     assert data_parallel[-1]["loss"] < data_parallel[0]["loss"]
 
 
