@@ -6,11 +6,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from eval.document import Card, Gallery
 from eval.plan import RIGHT
 from eval.readers import read_jsonl
 from eval.store import Record, read_results, read_run
 from llava_compete.data import open_image
+from llava_compete.report.document import Card, Gallery
 
 PICTURES = 6
 THUMBNAIL = 320  # pixels of the longer side

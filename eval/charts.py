@@ -1,6 +1,5 @@
 """Charts of a training run, as PNG files that depend on nothing but its log."""
 
-from io import BytesIO
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -9,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eval.training_log import Series, TrainingRun, competing_layers
+from llava_compete.report.drawing import COLOURS, WIDTH, to_png
 
-# Okabe and Ito's colours, which a colour-blind reader can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
-WIDTH, HEIGHT = 9.2, 3.0  # inches; the height of one row of panels
+HEIGHT = 3.0  # inches of one row of panels
 FEW = 60  # points; up to so many are marked
 STRONG = 1.8  # width of the line that is to be read
 
@@ -43,7 +41,7 @@ def _loss(run: TrainingRun) -> Chart:
     axes.set_ylabel("nats a token")
     _legend(figure)
     caption = "What the training minimised, step by step."
-    return Chart("loss", _png(figure), caption + _smoothing(run))
+    return Chart("loss", to_png(figure), caption + _smoothing(run))
 
 
 def _router_losses(run: TrainingRun) -> Chart:
@@ -60,7 +58,7 @@ def _router_losses(run: TrainingRun) -> Chart:
         "The router losses by name, before their weights: means over the layers of a part that "
         "have them, at the steps that have them."
     )
-    return Chart("router-losses", _png(figure), caption + _smoothing(run))
+    return Chart("router-losses", to_png(figure), caption + _smoothing(run))
 
 
 def _load(run: TrainingRun) -> Chart:
@@ -77,7 +75,7 @@ def _load(run: TrainingRun) -> Chart:
         "Expert load: the share of a part's choices that went to each expert, mean over its "
         "layers. Dashed: the even share 1/E."
     )
-    return Chart("load", _png(figure), caption + _smoothing(run))
+    return Chart("load", to_png(figure), caption + _smoothing(run))
 
 
 def _schedule(run: TrainingRun) -> Chart:
@@ -95,7 +93,7 @@ def _schedule(run: TrainingRun) -> Chart:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure)
     caption = "The competition schedule: layers that competed at each step, one part on the other."
-    return Chart("schedule", _png(figure), caption)
+    return Chart("schedule", to_png(figure), caption)
 
 
 def _agreement(run: TrainingRun) -> Chart:
@@ -117,7 +115,7 @@ def _agreement(run: TrainingRun) -> Chart:
         "Agreement: the share of a competition's winners that the router would have chosen too, "
         "at the steps with a competition. Dashed: chance, K/E."
     )
-    return Chart("agreement", _png(figure), caption)
+    return Chart("agreement", to_png(figure), caption)
 
 
 def _panels(run: TrainingRun, count: int) -> tuple[Figure, list[Axes]]:
@@ -169,9 +167,3 @@ def _running_mean(series: Series) -> Series:
 
 def _smoothing(run: TrainingRun) -> str:
     return " Pale: the steps; strong: a running mean." if len(run.entries) > FEW else ""
-
-
-def _png(figure: Figure) -> bytes:
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=140, metadata={"Software": None})
-    return file.getvalue()

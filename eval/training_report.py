@@ -11,16 +11,6 @@ from pathlib import Path
 
 from eval.answers import gallery
 from eval.charts import charts
-from eval.document import (
-    Block,
-    Bullets,
-    Code,
-    Figure,
-    Heading,
-    Paragraph,
-    Table,
-    write,
-)
 from eval.plan import RIGHT, SHUFFLED
 from eval.report import HEAD, table
 from eval.store import Record, read_results, read_run
@@ -33,6 +23,16 @@ from eval.training_log import (
     competition_cost,
     read_training,
     summarise,
+)
+from llava_compete.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    write,
 )
 
 KIND = "kind"  # the group of questions whose answer is a class

@@ -6,6 +6,7 @@ co-activation are names of LibMoE (arXiv:2411.00918), the definitions are those 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -199,3 +200,8 @@ def allocation_entropy(load_E: Tensor) -> float:
     if len(load_E) == 1:
         return 1.0
     return (torch.special.entr(load_E).sum() / math.log(len(load_E))).item()
+
+
+def load_gap(load_E: Sequence[float], other_E: Sequence[float]) -> float:
+    """Half the summed difference of two loads (total variation): 0 alike, 1 no expert shared."""
+    return sum(abs(share - other) for share, other in zip(load_E, other_E, strict=True)) / 2

@@ -5,18 +5,17 @@ T tokens of a layer, E experts.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from llava_compete.data import Collator, LlavaDataset, image_files
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
-from llava_compete.moe.analysis import Tally, chosen_experts
+from llava_compete.moe.analysis import Tally, chosen_experts, load_gap
 from llava_compete.routing.takes import Patches, Words
 from llava_compete.routing.watch import (
     KINDS,
@@ -29,7 +28,6 @@ from llava_compete.routing.watch import (
 )
 
 MOST = 12  # words and patches that are kept of each expert
-MAPS = 6  # pictures of which the first choice at every patch is kept
 
 
 class AnswerLoss:
@@ -60,14 +58,19 @@ class Chosen:
 
 
 class Collector:
-    """The figures of a model over batches, and of how its choices differ from another model's."""
+    """The figures of a model over batches, and of how its choices differ from another model's.
 
-    def __init__(self, model: Model, other: Model | None = None) -> None:
+    Of the pictures ``map_files`` every layer's first choice at each patch is kept.
+    """
+
+    def __init__(
+        self, model: Model, other: Model | None = None, map_files: Collection[str] = ()
+    ) -> None:
         check_comparable(model, other)
         self.model, self.other = model.eval(), other
         self.tally = RoutingTally()
         self.words = Words(model.config.text_config.vocab_size)
-        self.patches = Patches(model.config.vision.num_patches, MOST, MAPS)
+        self.patches = Patches(model.config.vision.num_patches, MOST, map_files)
         self.before, self.after = Chosen(), Chosen()
         self.loss, self.loss_dropped = AnswerLoss(), AnswerLoss()
 
@@ -95,58 +98,57 @@ class Collector:
     def figures(self, processor: LlavaProcessor) -> dict[str, Any]:
         """Everything, JSON's own types alone; what has no value is None."""
         loss, dropped = self.loss.mean, self.loss_dropped.mean
-        found = {
-            "answer_loss": {
-                "tokens": self.loss.tokens,
-                "value": loss,
-                "drop_top1": dropped,
-                "drop_top1_change": dropped - loss,
-            },
-            "grid": math.isqrt(self.model.config.vision.num_patches),
-            "parts": {
-                part: self._part(part, config.router, config.top_k, processor)
-                for part, config in self.model.config.moe_configs.items()
-            },
-            "maps": [
-                {
-                    "file": file,
-                    "first": {
-                        part: [first for (of, _), first in sorted(layers.items()) if of == part]
-                        for part in {part for part, _ in layers}
-                    },
-                }
-                for file, layers in self.patches.maps.items()
-            ],
-        }
-        plain = _plain(found)
-        assert isinstance(plain, dict)
-        return plain
+        parts = part_figures(self.model, self.tally)
+        for part, figures in parts.items():
+            for place, layer in enumerate(figures["layers"]):
+                layer |= self._takes((part, place), processor.tokenizer)
+        return plain(
+            {
+                "answer_loss": {
+                    "tokens": self.loss.tokens,
+                    "value": loss,
+                    "drop_top1": dropped,
+                    "drop_top1_change": dropped - loss,
+                },
+                "grid": math.isqrt(self.model.config.vision.num_patches),
+                "parts": parts,
+                "maps": [
+                    {"file": file, "first": {part: _places(layers, part) for part in parts}}
+                    for file, layers in self.patches.maps.items()
+                ],
+            }
+        )
 
-    def _part(
-        self, part: str, router: str, top_k: int, processor: LlavaProcessor
-    ) -> dict[str, Any]:
-        names = layer_names(self.model)
-        keys = [key for key, _ in keyed_layers(self.model) if key[0] == part]
-        return {
-            "router": router,
-            "num_experts": self.model.config.moe_configs[part].num_experts,
-            "top_k": top_k,
-            "layers": [
-                {"layer": names[key], "kinds": self._kinds(key), **self._takes(key, processor)}
-                for key in keys
-                if key in self.tally.tallies  # a projector sees no token where no row has a picture
-            ],
-        }
-
-    def _kinds(self, key: LayerKey) -> dict[str, Any]:
-        return by_kind(self.tally.tallies[key])
-
-    def _takes(self, key: LayerKey, processor: LlavaProcessor) -> dict[str, Any]:
-        words = []
-        if key in self.words.counts:
-            words = self.words.most(key, lambda word: processor.tokenizer.decode([word]), MOST)
+    def _takes(self, key: LayerKey, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        words = self.words.most(key, tokenizer, MOST) if key in self.words.counts else []
         patches = [[patch._asdict() for patch in best] for best in self.patches.most(key)]
         return {"words": words, "patches": patches}
+
+
+def _places(layers: Mapping[LayerKey, list[int]], part: str) -> list[list[int]]:
+    """The values of the part's layers, in order."""
+    return [value for (of, _), value in sorted(layers.items()) if of == part]
+
+
+def part_figures(model: Model, tally: RoutingTally) -> dict[str, dict[str, Any]]:
+    """Of every part its routing and its layers: number, figures by kind of token, and the gap
+    between the loads of image and of text."""
+    names = layer_names(model)
+    parts = {}
+    for part, config in model.config.moe_configs.items():
+        layers = []
+        for key in (key for key, _ in keyed_layers(model) if key[0] == part):
+            kinds = by_kind(tally.tallies[key]) if key in tally.tallies else {}
+            both = "image" in kinds and "text" in kinds
+            gap = load_gap(kinds["image"]["load"], kinds["text"]["load"]) if both else math.nan
+            layers.append({"layer": names[key], "gap": gap, "kinds": kinds})
+        parts[part] = {
+            "router": config.router,
+            "num_experts": config.num_experts,
+            "top_k": config.top_k,
+            "layers": layers,
+        }
+    return parts
 
 
 def by_kind(tallies: Sequence[Tally]) -> dict[str, dict[str, Any]]:
@@ -197,16 +199,23 @@ def _shape(model: Model) -> dict[str, tuple[list[int], int]]:
     }
 
 
-def batches(
-    dataset: LlavaDataset, processor: LlavaProcessor, rows: int | None, batch_size: int
-) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-    """Collated batches and the files of their pictures; ``rows`` of the file, evenly spread."""
-    if batch_size < 1 or (rows is not None and rows < 1):
-        raise ValueError(f"rows={rows} and batch_size={batch_size} must be at least 1")
+def choose_rows(dataset: LlavaDataset, rows: int | None) -> list[int]:
+    """``rows`` places in the file, evenly spread, or all of them."""
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows={rows} must be at least 1")
     count = len(dataset) if rows is None else min(rows, len(dataset))
-    chosen = [place * len(dataset) // count for place in range(count)]
+    return [place * len(dataset) // count for place in range(count)]
+
+
+def batches(
+    dataset: LlavaDataset, processor: LlavaProcessor, chosen: Sequence[int], batch_size: int
+) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """The chosen rows in collated batches, each with the files of its pictures."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     collate = Collator(processor)
-    for begin in tqdm(range(0, count, batch_size), desc="routing", unit="batch", disable=None):
+    begins = range(0, len(chosen), batch_size)
+    for begin in tqdm(begins, desc="routing", unit="batch", disable=None):
         indices = chosen[begin : begin + batch_size]
         samples = [dataset[index] for index in indices]
         files: list[str] = []
@@ -216,32 +225,12 @@ def batches(
         yield collate(samples), files
 
 
-def _plain(value: Any) -> Any:
-    """The value with NaN as None and floats at 6 digits; recursively."""
+def plain(value: Any) -> Any:
+    """The value in JSON's own types: NaN as None, other floats at 6 digits."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
-
-
-def collect(
-    model: Model,
-    processor: LlavaProcessor,
-    data: Path,
-    image_folder: Path,
-    *,
-    other: Model | None = None,
-    rows: int | None = None,
-    batch_size: int = 4,
-    max_length: int | None = None,
-) -> dict[str, Any]:
-    """All figures of ``rows`` rows (None: all) of a LLaVA file; ValueError for what is wrong."""
-    collector = Collector(model, other)
-    dataset = LlavaDataset(data, image_folder, processor, max_length)
-    for batch, files in batches(dataset, processor, rows, batch_size):
-        moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        collector.add(moved, files)
-    return collector.figures(processor)

@@ -4,12 +4,13 @@ T tokens of a layer, E experts, W vocabulary, N pictures of a batch, P patches a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from llava_compete.moe.analysis import chosen_experts
 from llava_compete.routing.watch import IMAGE, UNCOUNTED, LayerKey, Seen
@@ -35,23 +36,27 @@ class Words:
         self.counts[seen.key].index_add_(1, seen.ids_T[said_T], rows_TG.T.long())
 
     def most(
-        self, key: LayerKey, decode: Callable[[int], str], count: int
+        self, key: LayerKey, tokenizer: PreTrainedTokenizerBase, count: int
     ) -> list[list[dict[str, Any]]]:
         """For each expert the words furthest above what its load alone would give it.
 
-        By (n_e - n p_e) / sqrt(n p_e (1 - p_e)): n occurrences of the word, n_e of them with the
-        expert, p_e its share of all words. ``share`` is n_e / n, ``lift`` that over p_e.
+        Special tokens (the template's markers) are no words.
+
+        Their order is that of (n_e - n p_e) / sqrt(n p_e (1 - p_e)): n occurrences of the word, n_e
+        of them with the expert, p_e the expert's share of all tokens that are no patches.
+        ``share`` is n_e / n, ``lift`` that over p_e.
         """
         counts_GW = self.counts[key].double()
         chosen_EW, all_W = counts_GW[:-1], counts_GW[-1]
         load_E1 = chosen_EW.sum(dim=1, keepdim=True) / all_W.sum()
         spread_EW = (all_W * load_E1 * (1 - load_E1)).sqrt()
         above_EW = torch.where(spread_EW > 0, (chosen_EW - all_W * load_E1) / spread_EW, 0.0)
+        above_EW[:, tokenizer.all_special_ids] = 0.0
         best = above_EW.topk(min(count, self.vocab_size), dim=1)
         return [
             [
                 {
-                    "word": decode(word),
+                    "word": tokenizer.decode([word]),
                     "count": int(all_W[word]),
                     "share": (chosen_EW[expert, word] / all_W[word]).item(),
                     "lift": (chosen_EW[expert, word] / all_W[word] / load_E1[expert, 0]).item(),
@@ -76,13 +81,14 @@ class Patch(NamedTuple):
 class Patches:
     """For ``watching``: the patches on which an expert leads most, one of a picture.
 
-    ``files`` names the batch's pictures in order; set it before each forward.
+    ``files`` names the batch's pictures in order; set it before each forward. Of ``map_files``
+    every layer's first choices are kept.
     """
 
-    def __init__(self, num_patches: int, count: int, num_maps: int) -> None:
+    def __init__(self, num_patches: int, count: int, map_files: Collection[str]) -> None:
         self.num_patches = num_patches
         self.count = count
-        self.num_maps = num_maps  # pictures of which every layer's first choices are kept
+        self.map_files = map_files
         self.files: Sequence[str] = ()
         self.best: dict[LayerKey, list[dict[str, Patch]]] = {}  # by expert, then by file
         # First choice (P,) by file and layer; -1: no expert.
@@ -118,7 +124,7 @@ class Patches:
         best_NP, first_NP = lead_NPE.max(dim=-1)
         first_NP = first_NP.masked_fill(best_NP == -math.inf, -1)
         for file, first_P in zip(self.files, first_NP.tolist(), strict=True):
-            if file in self.maps or len(self.maps) < self.num_maps:
+            if file in self.map_files:
                 self.maps.setdefault(file, {}).setdefault(key, first_P)
 
     def most(self, key: LayerKey) -> list[list[Patch]]:

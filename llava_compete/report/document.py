@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 FIGURES = "figures"  # the folder of the Markdown file's pictures
+JPEG = b"\xff\xd8"  # how such a file begins
 
 STYLE = """
 body { margin: 0; background: #f4f5f7; color: #1d2430; font: 16px/1.55 system-ui, sans-serif; }
@@ -41,6 +42,18 @@ pre { background: #f4f5f7; padding: .8rem 1rem; border-radius: 6px; overflow-x: 
 .badge { padding: .05rem .55rem; border-radius: 1rem; font-weight: 600; font-size: .78rem; }
 .right { background: #d9f0e3; color: #14623a; } .wrong { background: #fbe0dd; color: #93261b; }
 .source { color: #5a6675; margin-left: .4rem; font-size: .78rem; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr));
+  gap: .8rem; margin: 1.2rem 0; }
+.numbers div { padding: .7rem .9rem; background: #f4f5f7; border-radius: 8px; }
+.numbers b { display: block; font-size: 1.5rem; line-height: 1.3; }
+.numbers span { display: block; color: #5a6675; font-size: .82rem; line-height: 1.35; }
+.takes { grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); }
+.takes .card img { height: auto; border: 0; }
+.takes b { border-bottom: 3px solid; }
+.takes .source { display: block; margin: .4rem 0 0; font-size: .72rem; }
+.takes .words { display: flex; flex-wrap: wrap; gap: .3rem; padding: 0; margin-top: .6rem; }
+.words span { padding: .05rem .4rem; background: #eef1f5; border-radius: 4px; white-space: pre; }
+.words small { color: #5a6675; margin-left: .35rem; }
 @media print { body { background: #fff; } main { border: 0; margin: 0; } }
 """
 
@@ -112,20 +125,57 @@ class Gallery:
     cards: tuple[Card, ...]
 
 
-Block = Heading | Paragraph | Bullets | Table | Code | Figure | Gallery
+@dataclass(frozen=True)
+class Numbers:
+    """What to know at a glance: pairs of a number and what it is."""
+
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Taker:
+    """An expert, or whatever takes things: pictures and words, these with a note each."""
+
+    name: str
+    title: str
+    note: str
+    colour: str  # #rrggbb
+    picture: bytes | None  # PNG or JPEG
+    words: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Takers:
+    """Who takes what, side by side."""
+
+    takers: tuple[Taker, ...]
+
+
+Block = Heading | Paragraph | Bullets | Table | Code | Figure | Gallery | Numbers | Takers
 
 
 def write(blocks: Sequence[Block], output: Path) -> list[Path]:
     """Write report.md, report.html and the pictures of the former; gives the two reports' paths."""
     (output / FIGURES).mkdir(parents=True, exist_ok=True)
     for block in blocks:
-        for picture in block.cards if isinstance(block, Gallery) else (block,):
-            if isinstance(picture, Figure | Card):
-                (output / FIGURES / picture.name).write_bytes(picture.png)
+        for name, png in _pictures(block):
+            (output / FIGURES / name).write_bytes(png)
     texts = {"report.md": to_markdown(blocks), "report.html": to_html(blocks)}
     for name, text in texts.items():
         (output / name).write_text(text, encoding="utf-8")
     return [output / name for name in texts]
+
+
+def _pictures(block: Block) -> list[tuple[str, bytes]]:
+    match block:
+        case Figure(name, png, _):
+            return [(name, png)]
+        case Gallery(cards):
+            return [(card.name, card.png) for card in cards]
+        case Takers(takers):
+            return [(taker.name, taker.picture) for taker in takers if taker.picture is not None]
+        case _:
+            return []
 
 
 def to_html(blocks: Sequence[Block]) -> str:
@@ -162,6 +212,14 @@ def _html(block: Block) -> str:
             return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
         case Gallery(cards):
             return '<div class="cards">\n' + "\n".join(map(_html_card, cards)) + "\n</div>"
+        case Numbers(items):
+            tiles = (
+                f"<div><b>{escape(n)}</b><span>{escape(what)}</span></div>" for n, what in items
+            )
+            return f'<div class="numbers">{"".join(tiles)}</div>'
+        case Takers(takers):
+            inside = "\n".join(map(_html_taker, takers))
+            return f'<div class="cards takes">\n{inside}\n</div>'
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -190,8 +248,21 @@ def _html_card(card: Card) -> str:
     )
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(png).decode()}"
+def _html_taker(taker: Taker) -> str:
+    image = "" if taker.picture is None else f'<img src="{_data_uri(taker.picture)}" alt="">'
+    words = "".join(
+        f"<span>{escape(word)}<small>{escape(note)}</small></span>" for word, note in taker.words
+    )
+    return (
+        f'<div class="card">{image}<div><b style="border-color: {taker.colour}">'
+        f'{escape(taker.title)}</b><span class="source">{escape(taker.note)}</span>'
+        f'<div class="words">{words}</div></div></div>'
+    )
+
+
+def _data_uri(picture: bytes) -> str:
+    kind = "jpeg" if picture.startswith(JPEG) else "png"
+    return f"data:image/{kind};base64,{b64encode(picture).decode()}"
 
 
 def _markdown(block: Block) -> str:
@@ -212,6 +283,10 @@ def _markdown(block: Block) -> str:
             return f"![]({FIGURES}/{name})\n\n{_plain(caption)}"
         case Gallery(cards):
             return "\n\n".join(map(_markdown_card, cards))
+        case Numbers(items):
+            return "\n".join(f"- {_plain(what)}: {_plain(number)}" for number, what in items)
+        case Takers(takers):
+            return "\n\n".join(map(_markdown_taker, takers))
 
 
 def _markdown_card(card: Card) -> str:
@@ -219,6 +294,12 @@ def _markdown_card(card: Card) -> str:
     pairs = (("asked", card.question), ("answer", card.answer), ("truth", card.truth))
     listed = "\n".join(f"- {term}: {_plain(text)}" for term, text in pairs)
     return f"![]({FIGURES}/{card.name})\n\n**{verdict}** ({_plain(card.source)})\n\n{listed}"
+
+
+def _markdown_taker(taker: Taker) -> str:
+    words = ", ".join(f"{_plain(word)} ({_plain(note)})" for word, note in taker.words)
+    picture = "" if taker.picture is None else f"\n\n![]({FIGURES}/{taker.name})"
+    return f"**{_plain(taker.title)}** ({_plain(taker.note)}){picture}\n\n{words}"
 
 
 def _plain(text: str) -> str:
