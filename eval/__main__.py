@@ -5,15 +5,18 @@ run has begun, an error ends it with a traceback; the same command takes it up a
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from eval.inference import Inference
 from eval.plan import Request, plan
+from eval.predict import Model, predict, unanswered
 from eval.report import table
 from eval.score import score_run, succeeded
-from eval.store import claim, read_results, recorded
+from eval.store import Record, claim, read_results, recorded
 from eval.task import TASKS, Task, load_task
 
 
@@ -21,8 +24,10 @@ class Prepared(NamedTuple):
     """What a run will ask, checked before the first weight is read."""
 
     fingerprint: str
+    changes: Record  # in routing and decoding, from the checkpoint as it is saved
     tasks: list[Task]
     requests: dict[str, list[Request]]
+    todo: list[Task]  # those of the tasks with something to ask
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +41,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         prepared = _prepare(args)
+        model = _load(args) if prepared.todo else None
     except ValueError as error:
         parser.error(str(error))
-    _ask(args, prepared)
+    _ask(args, prepared, model)
     results = score_run(args.out)
     print(table(results))
     return 0 if succeeded(results) else 1
@@ -76,7 +82,12 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     from eval.fingerprint import fingerprint
 
     tasks = [load_task(name, args.data_root) for name in args.tasks]
-    mark = fingerprint(args.checkpoint, args.dtype, args.out / "fingerprint.json")
+    changes: Record = {}
+    if inference := _inference(args):
+        from eval.model import changes as find_changes
+
+        changes = find_changes(args.checkpoint, inference)
+    mark = fingerprint(args.checkpoint, args.dtype, args.out / "fingerprint.json", changes)
     claim(args.out, mark)
     requests = {
         task.name: plan(
@@ -88,20 +99,33 @@ def _prepare(args: argparse.Namespace) -> Prepared:
         )
         for task in tasks
     }
-    return Prepared(mark, tasks, requests)
+    todo = [task for task in tasks if unanswered(task, requests[task.name], args.out)]
+    return Prepared(mark, changes, tasks, requests, todo)
 
 
-def _ask(args: argparse.Namespace, prepared: Prepared) -> None:
-    from eval.predict import predict, unanswered
+def _inference(args: argparse.Namespace) -> Inference:
+    return Inference(
+        router=args.router,
+        router_options=args.router_options,
+        top_k=args.top_k,
+        router_parts=args.router_parts and tuple(args.router_parts),
+        self_contrast=args.self_contrast,
+    )
 
-    with recorded(args.out, _arguments(args), prepared.fingerprint) as notes:
-        todo = [t for t in prepared.tasks if unanswered(t, prepared.requests[t.name], args.out)]
-        if not todo:
-            return
-        from eval.model import LlavaCompete
 
-        model = LlavaCompete.load(args.checkpoint, args.dtype)
-        for task in todo:
+def _load(args: argparse.Namespace) -> Model:
+    from eval.model import LlavaCompete
+
+    return LlavaCompete.load(args.checkpoint, args.dtype, _inference(args))
+
+
+def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None) -> None:
+    arguments = _arguments(args)
+    if prepared.changes:
+        arguments["changes"] = prepared.changes
+    with recorded(args.out, arguments, prepared.fingerprint) as notes:
+        for task in prepared.todo:
+            assert model is not None
             start = time.perf_counter()
             requests = prepared.requests[task.name]
             asked = predict(model, task, requests, args.out, batch_size=args.batch_size)
@@ -109,7 +133,7 @@ def _ask(args: argparse.Namespace, prepared: Prepared) -> None:
             notes[task.name] = {"asked": asked, "seconds": seconds}
 
 
-def _arguments(args: argparse.Namespace) -> dict[str, object]:
+def _arguments(args: argparse.Namespace) -> Record:
     return {
         "checkpoint": str(args.checkpoint.resolve()),
         "tasks": args.tasks,
@@ -141,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="ask again with another sample's picture",
     )
+    _add_inference(run)
     score = verbs.add_parser("score", allow_abbrev=False, help="score stored replies, no model")
     score.add_argument("run", type=Path)
     score.add_argument("--data_root", type=Path, help="where the questions lie now, if moved")
@@ -153,6 +178,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--data_root", type=Path, help="where the pictures lie now, if moved")
     return parser
+
+
+def _add_inference(run: argparse.ArgumentParser) -> None:
+    group = run.add_argument_group("another routing or decoding, the weights as they are")
+    group.add_argument("--router", help="instead of the checkpoint's, by its name in ROUTERS")
+    group.add_argument(
+        "--router_options", type=_object, metavar="JSON", help='such as {"scope": "token"}'
+    )
+    group.add_argument("--top_k", type=_positive, help="experts of a token")
+    group.add_argument(
+        "--router_parts", nargs="+", metavar="PART", help="where; default: all with experts"
+    )
+    group.add_argument(
+        "--self_contrast",
+        type=_object,
+        metavar="JSON",
+        help='decode by self-contrast (SCMoE); {} or other values than {"alpha": 0.1, '
+        '"beta": 0.5, "weak_rank": 2}',
+    )
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} must be a JSON object, as {{"name": 1}}')
+    return value
 
 
 def _names(text: str) -> list[str]:

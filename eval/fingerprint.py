@@ -1,11 +1,11 @@
-"""What a checkpoint is, by its content: the same files anywhere have the same fingerprint."""
+"""Which model answers: the same files anywhere, run alike, have the same fingerprint."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from eval.store import write_json
+from eval.store import Record, write_json
 
 # What decides an answer: weights, shape, tokenizer, template, pixel preprocessing, stop tokens.
 PATTERNS = (
@@ -23,9 +23,10 @@ PATTERNS = (
 )
 
 
-def fingerprint(checkpoint: Path, dtype: str, cache: Path) -> str:
+def fingerprint(checkpoint: Path, dtype: str, cache: Path, changes: Record) -> str:
     """Hash of the files that decide an answer and of the number format they are computed in.
 
+    Of ``changes`` too, what differs in routing and decoding from the checkpoint as it is saved.
     Hashes of single files are kept in ``cache``, so that a resumed run need not read the weights.
     """
     if not (checkpoint / "config.json").is_file() or not any(checkpoint.glob("*.safetensors")):
@@ -41,6 +42,8 @@ def fingerprint(checkpoint: Path, dtype: str, cache: Path) -> str:
         place = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         seen[place] = known[place] if place in known else _digest(path)
         total.update(f"\n{path.name} {seen[place]}".encode())
+    if changes:
+        total.update(f"\n{json.dumps(changes, sort_keys=True)}".encode())
     write_json(cache, seen)
     return total.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from eval.inference import describe, mark
 from eval.plan import RIGHT, SHUFFLED
 from eval.store import Record
 
@@ -20,12 +21,13 @@ def table(results: Record) -> str:
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
     lines = [_line(HEAD, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
     lines += [_line(row, widths) for row in rows]
-    notes = [note for name, task in results["tasks"].items() for note in _notes(name, task)]
+    notes = [f"- Not as it was saved: {text}." for text in describe(results.get("changes", {}))]
+    notes += [note for name, task in results["tasks"].items() for note in _notes(name, task)]
     return "\n".join([*lines, "", LEGEND, *notes])
 
 
 def _rows(name: str, task: Record, results: Record) -> Iterator[tuple[str, ...]]:
-    title = name + _mark(task, results["limit"])
+    title = name + _mark(task, results["limit"]) + mark(results.get("changes", {}))
     conditions = task["conditions"]
     if RIGHT not in conditions:
         yield (title, task["headline"], "0", "-", "-", "-", "-")

@@ -37,6 +37,8 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
         "limit": arguments["limit"],
         "tasks": {},
     }
+    if "changes" in arguments:  # absent where the checkpoint ran as it was saved
+        results["changes"] = arguments["changes"]
     for name in arguments["tasks"]:
         task = load_task(name, root)
         requests = plan(

@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from eval.inference import describe
+
 Record = dict[str, Any]
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "pillow")
@@ -84,16 +86,17 @@ def appending(run_dir: Path, task: str) -> Iterator[Callable[[Sequence[Record]],
 
 
 def claim(run_dir: Path, fingerprint: str) -> None:
-    """Refuse a run directory that holds another model's answers."""
+    """Refuse a run directory that holds another model's answers, or those of another routing."""
     if not (run_dir / "run.json").is_file():
         return
     held = read_run(run_dir)
     if held["fingerprint"] != fingerprint:
         arguments = held["arguments"]
+        way = "; ".join(describe(arguments.get("changes", {}))) or "as it was saved"
         raise ValueError(
             f"{run_dir} holds the answers of another model: fingerprint "
-            f"{held['fingerprint'][:12]} (was {arguments['checkpoint']}, {arguments['dtype']}), "
-            f"this one is {fingerprint[:12]}. Give another --out"
+            f"{held['fingerprint'][:12]} (was {arguments['checkpoint']} in {arguments['dtype']}, "
+            f"{way}), this one is {fingerprint[:12]}. Give another --out"
         )
 
 

@@ -184,12 +184,7 @@ def load(
     config = read_config(path)
     routing = routing or RoutingChange()
     if routing:
-        if not config.moe:
-            raise ValueError(
-                f"checkpoint {path} is dense: another routing needs experts; "
-                f"`llava-compete upcycle` makes them"
-            )
-        changed = routing.apply(config.moe_configs)
+        changed = changed_configs(config, routing, path)
         config.moe = {part: moe_config.to_dict() for part, moe_config in changed.items()}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # _check_loaded says what does not fit
@@ -212,6 +207,18 @@ def load(
             for layer in model.moe_layers()[part]:
                 reset_router(layer.router)
     return model, AutoProcessor.from_pretrained(path)
+
+
+def changed_configs(
+    config: LlavaCompeteConfig, routing: RoutingChange, path: Path
+) -> dict[str, MoEConfig]:
+    """The parts' configurations under another routing; ValueError where it does not fit them."""
+    if routing and not config.moe:
+        raise ValueError(
+            f"checkpoint {path} is dense: another routing needs experts; "
+            f"`llava-compete upcycle` makes them"
+        )
+    return routing.apply(config.moe_configs)
 
 
 def _check_loaded(

@@ -46,7 +46,12 @@ class MoEConfig:
             if name not in known:
                 hint = nearest(name, known) if known else "; it has none"
                 raise ValueError(f"router_options: {name!r} is no option of {self.router}{hint}")
-        options = router.Options(**self.router_options)
+        try:
+            options = router.Options(**self.router_options)
+        except TypeError as error:  # text where an option compares numbers
+            raise ValueError(
+                f"router_options={self.router_options} of {self.router}: {error}"
+            ) from error
         router.check(self.num_experts, self.top_k, options)
         unknown = sorted(set(self.loss_weights) - set(router.loss_weights))
         if unknown:

@@ -26,7 +26,7 @@ def served(monkeypatch, fake_model):
     def serve(reply=lambda sample: sample.references[0], **more):
         model = fake_model(reply, **more)
         module = ModuleType("eval.model")
-        module.LlavaCompete = type("Loader", (), {"load": lambda checkpoint, dtype: model})
+        module.LlavaCompete = type("Loader", (), {"load": lambda *args: model})
         monkeypatch.setitem(sys.modules, "eval.model", module)
         return model
 

@@ -4,6 +4,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from eval import model as adapter
+from eval.inference import Inference
 from eval.task import Sample, load_task
 from llava_compete import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration, save
 from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id
@@ -115,7 +116,7 @@ def test_an_answer_ends_at_its_stop_token_and_says_so(tiny, samples, monkeypatch
 
 def test_a_checkpoint_is_loaded_and_answers_the_same(tiny, samples, tmp_path):
     save(*tiny, tmp_path / "checkpoint")
-    loaded = adapter.LlavaCompete.load(tmp_path / "checkpoint", "float32")
+    loaded = adapter.LlavaCompete.load(tmp_path / "checkpoint", "float32", Inference())
     if loaded.model.device.type == "cpu":
         assert loaded.answers(samples[:2], 8) == adapter.generate(*tiny, samples[:2], 8)
     assert loaded.answer_losses(samples[:2]) == pytest.approx(
