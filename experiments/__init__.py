@@ -1,0 +1,10 @@
+"""Experiments of the project itself: each verb runs one and leaves numbers, a table and a figure.
+
+`python -m experiments VERB --help` lists the options of a verb.
+"""
+
+# Verb -> what it does. Each verb is the module of its name with a main(argv).
+VERBS = {
+    "agreement": "does the router learn the competition, and what makes it learn",
+    "sample_efficiency": "competition against softmax gating: rates of maximum likelihood",
+}
