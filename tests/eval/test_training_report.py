@@ -87,7 +87,7 @@ def evaluation(tmp_path, data_root, fake_model, monkeypatch):
     """``evaluation(reply)``: a run directory with all three tasks."""
 
     def build(reply=lambda sample: sample.references[0], *more, name="run"):
-        loader = type("Loader", (), {"load": lambda checkpoint, dtype: fake_model(reply)})
+        loader = type("Loader", (), {"load": lambda *args: fake_model(reply)})
         module = ModuleType("eval.model")
         module.LlavaCompete = loader
         monkeypatch.setitem(sys.modules, "eval.model", module)
