@@ -74,15 +74,16 @@ class ExpertRaceRouter(TopKRouter):
     loss_weights = MappingProxyType({"similarity": 1e-4})
     sums_to_one = False
     state_threshold: Tensor  # float32 (); tau
-    state_steps: Tensor  # float32 (), as all state in a checkpoint; steps that tau has seen
+    state_steps: Tensor  # float32 (); steps that tau has seen
     # Of the optimizer step under way, (2,) float32: its tokens, and the sum of their batches'
     # smallest chosen logits. Cleared by begin_step, left by forwards, read by end_step.
     raced_2: Tensor | None = None
 
     def __init__(self, spec: RouterSpec) -> None:
         super().__init__(spec)
-        self.register_buffer("state_threshold", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("state_steps", torch.zeros((), dtype=torch.float32))
+        # float() behind it: under ZeRO-3 a new tensor comes in the model's dtype.
+        self.register_buffer("state_threshold", torch.zeros(()).float())
+        self.register_buffer("state_steps", torch.zeros(()).float())
 
     def reset_parameters(self) -> None:
         """The gate as TopKRouter's; the state 0."""

@@ -1,0 +1,171 @@
+"""Two gloo processes: with every router ZeRO-3 gives the losses of plain data-parallel training."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_compete import ROUTERS, save, upcycle_model
+from tests import tiny
+from tests.test_zero import REPOSITORY, torchrun
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3
+ZERO3 = str(REPOSITORY / "zero_configs" / "zero3.json")
+RUNS = {  # flags of each kind of run
+    "data_parallel": [],
+    # What checkpointing runs again must neither change a choice nor count a token twice.
+    "zero3": ["--deepspeed", ZERO3, "--activation_checkpointing", "true"],
+}
+every_router = pytest.mark.parametrize("router", ROUTERS)
+
+
+def run(command: list[str]) -> str:
+    """Its standard output; what it printed, where it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+def write_checkpoint(dense: tuple, router: str, folder: Path) -> None:
+    """Experts that differ, gates and routing state that are not those of a fresh model."""
+    model, processor = copy.deepcopy(dense)
+    config = tiny.moe_configs(("language_model",), router=router)
+    upcycle_model(model, config, perturbation=1.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if ".router." in name and tensor.is_floating_point():
+                tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
+    save(model, processor, folder)
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A recipe for each router; rank 1 sees text alone and routes to other experts."""
+    root = tmp_path_factory.mktemp("routers")
+    dense = tiny.compose_tiny(root / "parts")
+    rows, images = tiny.write_rows(root, n=2 * STEPS, text_only=range(1, 2 * STEPS, 2))
+    recipes = []
+    for router in ROUTERS:
+        write_checkpoint(dense, router, root / router)
+        recipes.append(root / f"{router}.yaml")
+        recipes[-1].write_text(
+            f"""
+            checkpoint: {root / router}
+            trainable: [vision, projector, language_model]
+            data_path: {rows}
+            image_folder: {images}
+            output_dir: {root / "unused"}
+            per_device_train_batch_size: 1
+            max_steps: {STEPS}
+            learning_rate: 1e-2
+            train_sampling_strategy: sequential
+            competition_rate: 0.5
+            competition_max_layers: 2
+            competition_warmup: 1
+            logging_steps: 1
+            save_strategy: "no"
+            use_cpu: true
+            report_to: none
+            """
+        )
+    return recipes
+
+
+@pytest.fixture(scope="module")
+def trainings(recipes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each kind of run, in which each router has its run."""
+    root = tmp_path_factory.mktemp("runs")
+    for kind, flags in RUNS.items():
+        run([*torchrun(), "tests.train_each", str(root / kind), *map(str, recipes), "--", *flags])
+    return {kind: root / kind for kind in RUNS}
+
+
+def logged(training: Path) -> list[dict[str, float]]:
+    state = json.loads((training / "trainer_state.json").read_text())
+    return [entry for entry in state["log_history"] if "loss" in entry]
+
+
+def saved(training: Path) -> dict[str, torch.Tensor]:
+    return load_file(training / "model.safetensors")
+
+
+@every_router
+def test_zero3_gives_the_losses_loads_and_state_of_data_parallel_training(
+    router: str, trainings: dict[str, Path]
+) -> None:
+    plain, sharded = (trainings[kind] / router for kind in RUNS)
+    entries = list(zip(logged(plain), logged(sharded), strict=True))
+    assert len(entries) == STEPS
+    for wanted, got in entries:
+        assert any(name.startswith("language_model/load/") for name in wanted)
+        # The time of a step is not a loss; ZeRO-3's gradient norm is of its own shards' order.
+        for name in wanted.keys() - {"step_seconds", "grad_norm"}:
+            assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
+    weights, again = saved(plain), saved(sharded)
+    assert {name: value.shape for name, value in again.items()} == {
+        name: value.shape for name, value in weights.items()
+    }
+    for name, value in weights.items():
+        if ".router.state_" in name:  # assert_close compares dtypes too
+            torch.testing.assert_close(again[name], value, rtol=1e-3, atol=1e-4)
+
+
+@every_router
+def test_the_training_moves_the_router(
+    router: str, recipes: list[Path], trainings: dict[str, Path]
+) -> None:
+    before = saved(recipes[0].parent / router)
+    after = saved(trainings["data_parallel"] / router)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    for layer in range(2):
+        assert any(f"layers.{layer}.mlp.router." in name for name in changed)
+    log = logged(trainings["data_parallel"] / router)
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_state_keeps_its_dtype_where_zero3_builds_the_model_in_bfloat16() -> None:
+    code = """
+import json, os, sys
+os.environ.update(
+    RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1]
+)
+from dataclasses import replace
+import deepspeed
+from llava_compete.moe import ROUTERS
+from llava_compete.moe.routers import RouterSpec
+deepspeed.init_distributed("gloo")
+config = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}, "train_batch_size": 1}
+found = {}
+for name, router in ROUTERS.items():
+    vocabulary = 6 if router.needs_token_ids else None
+    spec = RouterSpec(8, 8, num_experts=4, top_k=2, seed=0, vocab_size=vocabulary)
+    for kind in ("plain", "zero3"):
+        with deepspeed.zero.Init(config_dict_or_path=config, enabled=kind == "zero3"):
+            built = router(replace(spec, previous=router(spec)))
+        found[f"{name} {kind}"] = {key: str(value.dtype) for key, value in built.named_buffers()}
+print("FOUND" + json.dumps(found))
+"""
+    port = torchrun()[torchrun().index("--master-port") + 1]
+    output = run([sys.executable, "-c", code, port])
+    found = json.loads(output.split("FOUND")[-1])
+    for router in ROUTERS:
+        assert found[f"{router} zero3"] == found[f"{router} plain"], router
+    assert found["acmoe zero3"]["state_scale_ED"] == "torch.float32"
