@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import LogitsProcessor
 
-from llava_compete import SelfContrast
+from llava_compete import ROUTERS, SelfContrast
 from llava_compete.processor import prompt_batch
 from llava_compete.self_contrast import contrast, weak_routing
 from tests import tiny
@@ -309,3 +309,20 @@ def test_weights_spread_over_ranks_are_refused(moe):
     model.projector.router.gate.weight.ds_id = 0  # what ZeRO-3 leaves on a parameter
     with pytest.raises(ValueError, match="not with weights that ZeRO-3 has spread"):
         generate(model, prompts(processor), SelfContrast())
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS))
+def test_every_router_ranks_experts_for_a_weak_pass(moe, router):
+    by_token = {"scope": "token"} if hasattr(ROUTERS[router].Options, "scope") else {}
+    parts = ["language_model"]  # of a picture some routers cannot choose
+    model, processor = moe("qwen3", router=router, router_options=by_token, parts=parts)
+    batch = prompts(processor, [1])
+    found = generate(
+        model, batch, STRONG, max_new_tokens=3, return_dict_in_generate=True, output_scores=True
+    )
+    ids, scores_TV = greedy_by_loop(model, batch, STRONG, steps=3)
+    assert torch.equal(found.sequences, ids)
+    assert_same_scores(torch.cat(found.scores), scores_TV)
+    together = generate(model, prompts(processor), STRONG)
+    alone = [generate(model, prompts(processor, [row]), STRONG) for row in range(3)]
+    assert torch.equal(together, torch.cat(alone))

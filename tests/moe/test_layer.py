@@ -178,3 +178,25 @@ def test_autocast_stays_near_float32_and_keeps_losses_in_float32(router, competi
     )
     for value in layer.routing.losses.values():
         assert value.dtype == torch.float32
+
+
+@every_router
+@pytest.mark.parametrize("rank", [1, 2, E])
+def test_a_weak_pass_gives_what_the_expert_of_that_rank_gives_alone(router, rank):
+    layer, x_BLD = make_layer(router), torch.randn(B, L, D)
+    strong_BLO = layer(x_BLD)
+    scores_TE, num_columns = layer.routing.scores_TE, layer.routing.ids_TK.shape[1]
+    layer.weak_rank = rank
+    y_TO = layer(x_BLD).view(T, OUT)
+    for token in range(T):
+        order = sorted(range(E), key=lambda e: -scores_TE[token, e].item())
+        ids_11 = torch.tensor([[order[rank - 1]]])
+        if scores_TE[token, order[rank - 1]] == -torch.inf:
+            continue  # a router that masks experts does not rank them
+        wanted = layer.experts(x_BLD.view(T, D)[token : token + 1], ids_11)[0, 0]
+        if layer.routing.residual_TO is not None:
+            wanted = wanted + layer.routing.residual_TO[token]
+        assert_close(y_TO[token], wanted)
+    layer.weak_rank = None
+    assert torch.equal(layer(x_BLD), strong_BLO)
+    assert layer.routing.ids_TK.shape[1] == num_columns
