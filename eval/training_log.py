@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # saved, but no parameters
-NOT_LOSSES = ("agreement", "competing_layers", "load")
+NOT_LOSSES = ("agreement", "competing_layers")
 
 
 class Series(NamedTuple):
@@ -87,9 +87,11 @@ class TrainingRun:
     def loss_names(self) -> list[str]:
         """The router losses that any part has, the commonest first."""
         counts: dict[str, int] = {}
+        names = {part.name for part in self.parts}
         for entry in self.entries:
             for part, _, name in (key.partition("/") for key in entry):
-                if part in {p.name for p in self.parts} and name.split("/")[0] not in NOT_LOSSES:
+                # A name with more slashes is a load, or a routing figure of one layer.
+                if part in names and name not in NOT_LOSSES and "/" not in name:
                     counts[name] = counts.get(name, 0) + 1
         return sorted(counts, key=lambda name: (-counts[name], name))
 

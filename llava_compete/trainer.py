@@ -62,6 +62,10 @@ class TrainArgs(TrainingArguments):
         default=0.05,
         metadata={"help": "Steps before the first competition; below 1, a share of all steps."},
     )
+    routing_steps: int = field(
+        default=0,
+        metadata={"help": "Every so many steps log the routing figures of that step; 0: never."},
+    )
     resume: str = field(
         default="never",
         metadata={
@@ -212,6 +216,10 @@ class LlavaTrainer(Trainer):
             self.add_callback(CompetitionCallback(model))
         if model.moe_layers():
             self.add_callback(RouterStateCallback(model))
+        if args.routing_steps:
+            from llava_compete.routing.callback import RoutingCallback  # brings matplotlib
+
+            self.add_callback(RoutingCallback(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -247,9 +255,13 @@ class LlavaTrainer(Trainer):
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         # Tensors, not numbers: .item() here would wait for the device in every micro-batch.
-        for name, value in {**outputs.losses, **outputs.metrics}.items():
-            self._seen[name].append(value)
+        self.note({**outputs.losses, **outputs.metrics})
         return (loss, outputs) if return_outputs else loss
+
+    def note(self, values: Mapping[str, Tensor]) -> None:
+        """Scalars for the next log, which takes the mean over ranks; the same names on each."""
+        for name, value in values.items():
+            self._seen[name].append(value.to(self.args.device))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)

@@ -20,7 +20,7 @@ NAN = math.nan
 
 
 class Replacement(NamedTuple):
-    """The expert a token ranks first, and the best one that it did not choose."""
+    """The chosen expert that a token ranks first, and the best one that it did not choose."""
 
     first_T: Tensor  # int64; E where there is nothing to replace, or nothing to replace it by
     next_T: Tensor  # int64; E in the same places
@@ -83,16 +83,21 @@ def replacement(routing: Routing) -> Replacement:
     """DropTop1: who goes and who comes.
 
     The (K+1)-th expert takes the place of the first, and its weight, so that the sum of weights
-    stays what it was whatever the router.
+    stays what it was whatever the router. An expert that is always on (score inf) is not ranked.
     """
     scores_TE = routing.scores_TE
     num_experts = scores_TE.shape[-1]
     chosen_TE = chosen_experts(routing.ids_TK, num_experts)
-    first_T = scores_TE.masked_fill(~chosen_TE, -math.inf).argmax(dim=-1)
-    left_TE = scores_TE.masked_fill(chosen_TE, -math.inf)
-    possible_T = chosen_TE.any(dim=-1) & (left_TE > -math.inf).any(dim=-1)
-    first_T = torch.where(possible_T, first_T, num_experts)
-    next_T = torch.where(possible_T, left_TE.argmax(dim=-1), num_experts)
+    ranked_TE = chosen_TE & scores_TE.isfinite()
+    left_TE = ~chosen_TE & scores_TE.isfinite()
+    possible_T = ranked_TE.any(dim=-1) & left_TE.any(dim=-1)
+    first_T, next_T = (
+        torch.where(possible_T, among_TE.argmax(dim=-1), num_experts)
+        for among_TE in (
+            scores_TE.masked_fill(~ranked_TE, -math.inf),
+            scores_TE.masked_fill(~left_TE, -math.inf),
+        )
+    )
     at_TK = (routing.ids_TK == first_T[:, None]) & possible_T[:, None]
     return Replacement(first_T, next_T, (routing.weights_TK * at_TK).sum(dim=-1))
 

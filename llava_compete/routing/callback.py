@@ -35,6 +35,14 @@ class RoutingCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: "LlavaTrainer") -> None:
+        steps = trainer.args.routing_steps
+        if steps < 0:
+            raise ValueError(f"routing_steps={steps} must be 0 (never) or more")
+        if not trainer.model.moe_layers():
+            raise ValueError(
+                f"routing_steps={steps}: a dense checkpoint has no router; leave it out, or make "
+                f"experts by `llava-compete upcycle`"
+            )
         self.trainer = trainer
         self.tally = RoutingTally()
         self.watch = ExitStack()  # holds the hooks for the span of a step

@@ -51,7 +51,8 @@ class Words:
         load_E1 = chosen_EW.sum(dim=1, keepdim=True) / all_W.sum()
         spread_EW = (all_W * load_E1 * (1 - load_E1)).sqrt()
         above_EW = torch.where(spread_EW > 0, (chosen_EW - all_W * load_E1) / spread_EW, 0.0)
-        above_EW[:, tokenizer.all_special_ids] = 0.0
+        added = tokenizer.added_tokens_decoder.items()
+        above_EW[:, [word for word, token in added if token.special]] = 0.0
         best = above_EW.topk(min(count, self.vocab_size), dim=1)
         return [
             [
@@ -133,11 +134,14 @@ class Patches:
 
 
 def _leads(seen: Seen) -> Tensor:
-    """Score of each expert less the best other's, (T, E); -inf where it does not take the token."""
+    """Score of each expert less the best other's, (T, E); -inf where it does not take the token.
+
+    An expert that is always on (score inf) takes no token more than another: it leads nowhere.
+    """
     scores_TE = seen.routing.scores_TE
-    num_experts = scores_TE.shape[-1]
+    scores_TE = scores_TE.masked_fill(scores_TE == math.inf, -math.inf)
     # Best and second best; alone an expert has no other to lead.
     top_T2 = F.pad(scores_TE, (0, 1), value=-math.inf).topk(2, dim=-1).values
     lead_TE = scores_TE - torch.where(scores_TE == top_T2[:, :1], top_T2[:, 1:], top_T2[:, :1])
-    chosen_TE = chosen_experts(seen.routing.ids_TK, num_experts)
-    return lead_TE.masked_fill(~chosen_TE, -math.inf)
+    chosen_TE = chosen_experts(seen.routing.ids_TK, scores_TE.shape[-1])
+    return lead_TE.masked_fill(~chosen_TE | ~lead_TE.isfinite(), -math.inf)
