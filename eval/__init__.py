@@ -7,6 +7,7 @@
 
 ``task`` says what a benchmark is and ``tasks/`` holds one file for each; ``plan`` turns a task into
 requests, ``predict`` puts them to a ``model``, run as it was saved or as ``inference`` says, and
-appends the answers to the run directory (``store``); ``score`` reads those back without a model, and ``report`` draws the table.
-``training_report`` writes it into a ``document`` together with ``charts`` of a ``training_log``.
+appends the answers to the run directory (``store``); ``score`` reads those back without a model,
+and ``report`` draws the table. ``training_report`` writes it into a ``document`` together with
+``charts`` of a ``training_log``.
 """
