@@ -111,8 +111,8 @@ class AdaMoERouter(TopKRouter):
         real_TE = logits_TE.masked_fill(~chosen_TE, float("-inf"))
         # A softmax over nothing is NaN; ``ragged`` sets the weights of these tokens to 0.
         real_TE = torch.where(chosen_TE.any(dim=-1, keepdim=True), real_TE, 0.0)
-        most_pairs = len(x_TD) * min(choices, num_experts)
-        routing = ragged(x_TD, chosen_TE, real_TE.softmax(dim=-1), logits_TE, context, most_pairs)
+        weights_TE, most_pairs = real_TE.softmax(dim=-1), len(x_TD) * choices
+        routing = ragged(x_TD, chosen_TE, weights_TE, logits_TE, context, most_pairs)
         taken_T = chosen_TE.sum(dim=-1).float()
         per_token = losses.mean_over_tokens(taken_T, context.mask_T)
         balance = null_balance(logits_TN.softmax(dim=-1), ids_TC, num_experts, context.mask_T)
