@@ -1,4 +1,7 @@
-"""Two gloo processes: with every router ZeRO-3 gives the losses of plain data-parallel training."""
+"""With every router, ZeRO-3 in two gloo processes is plain data-parallel training, is one process.
+
+The one process has both ranks' batches by gradient accumulation.
+"""
 
 import copy
 import json
@@ -23,6 +26,7 @@ RUNS = {  # flags of each kind of run
     "data_parallel": [],
     # What checkpointing runs again must neither change a choice nor count a token twice.
     "zero3": ["--deepspeed", ZERO3, "--activation_checkpointing", "true"],
+    "one_process": ["--gradient_accumulation_steps", "2"],
 }
 every_router = pytest.mark.parametrize("router", ROUTERS)
 
@@ -94,7 +98,8 @@ def trainings(recipes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """A folder for each kind of run, in which each router has its run."""
     root = tmp_path_factory.mktemp("runs")
     for kind, flags in RUNS.items():
-        run([*torchrun(), "tests.train_each", str(root / kind), *map(str, recipes), "--", *flags])
+        launcher = [sys.executable, "-m"] if kind == "one_process" else torchrun()
+        run([*launcher, "tests.train_each", str(root / kind), *map(str, recipes), "--", *flags])
     return {kind: root / kind for kind in RUNS}
 
 
@@ -108,18 +113,19 @@ def saved(training: Path) -> dict[str, torch.Tensor]:
 
 
 @every_router
-def test_zero3_gives_the_losses_loads_and_state_of_data_parallel_training(
-    router: str, trainings: dict[str, Path]
+@pytest.mark.parametrize("kind", ["zero3", "one_process"])
+def test_losses_loads_and_state_are_those_of_data_parallel_training(
+    router: str, kind: str, trainings: dict[str, Path]
 ) -> None:
-    plain, sharded = (trainings[kind] / router for kind in RUNS)
-    entries = list(zip(logged(plain), logged(sharded), strict=True))
+    plain, other = (trainings[name] / router for name in ("data_parallel", kind))
+    entries = list(zip(logged(plain), logged(other), strict=True))
     assert len(entries) == STEPS
     for wanted, got in entries:
         assert any(name.startswith("language_model/load/") for name in wanted)
         # The time of a step is not a loss; ZeRO-3's gradient norm is of its own shards' order.
         for name in wanted.keys() - {"step_seconds", "grad_norm"}:
             assert got[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
-    weights, again = saved(plain), saved(sharded)
+    weights, again = saved(plain), saved(other)
     assert {name: value.shape for name, value in again.items()} == {
         name: value.shape for name, value in weights.items()
     }

@@ -117,7 +117,7 @@ class ACMoERouter(TopKRouter):
             return self.state_scale_ED
         assert context.previous_T is not None
         scale_ED, count_E = cluster_scales(
-            x_TD.detach().float(), context.previous_T, context.mask_T, self.spec.num_experts
+            x_TD.float(), context.previous_T, context.mask_T, self.spec.num_experts
         )
         if context.recording:
             count_E1 = torch.where(count_E >= LEAST_TOKENS, count_E, 0)[:, None].float()
