@@ -73,10 +73,17 @@ def _at_a_glance(figures: Figures) -> Iterator[tuple[str, str]]:
     change = loss["drop_top1_change"]
     yield f"{change:+.3f}", "answer loss when every layer loses each token's first expert"
     for name, part in figures["parts"].items():
-        agreed = _mean_over_layers(part, "all", "agreement")
-        chance = _mean_over_layers(part, "all", "chance")
-        what = f"agreement with the competition, {NAMES[name].lower()} (chance {chance:.2f})"
-        yield f"{agreed:.2f}", what
+        agreed, by_loads, chance = (
+            _mean_over_layers(part, "all", figure)
+            for figure in ("agreement", "agreement_shuffled", "chance")
+        )
+        yield (
+            f"{agreed:.2f}",
+            (
+                f"agreement with the competition, {NAMES[name].lower()} (by loads alone "
+                f"{by_loads:.2f}, chance {chance:.2f})"
+            ),
+        )
         gaps = [layer["gap"] for layer in part["layers"] if layer["gap"] is not None]
         if gaps:
             yield f"{sum(gaps) / len(gaps):.2f}", "gap between the loads of image and of text"
@@ -194,14 +201,14 @@ def _taker(name: str, expert: int, layer: Figures, colour: str, pictures: Pictur
     patches = layer["patches"][expert] if layer["patches"] else []
     words = layer["words"][expert] if layer["words"] else []
     loads = " \N{MIDDLE DOT} ".join(
-        f"{kind} {found['load'][expert]:.0%}"
+        f"{kind} {100 * found['load'][expert]:.0f}"
         for kind, found in layer["kinds"].items()
         if kind != "all"
     )
     return Taker(
         name=name,
         title=f"expert {expert}",
-        note=loads,
+        note=f"{loads} %",
         colour=colour,
         picture=pictures.strip(patches, colour) if patches else None,
         words=tuple((_visible(found["word"]), f"{found['share']:.0%}") for found in words),
