@@ -10,6 +10,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import deepspeed
@@ -20,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import disable_progress_bar
 
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
-from llava_compete.config import DataArgs, ModelArgs, given_keys, parse, resolved
+from llava_compete.config import DataArgs, ModelArgs, parse, read_recipe, resolved
 from llava_compete.data import IGNORED, Collator, LlavaDataset
 from llava_compete.moe import RoutingChange
 from llava_compete.processor import IMAGE_TOKEN
@@ -39,7 +40,7 @@ CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     """The trainer and the checkpoint to resume from; ValueError for whatever is wrong by then."""
-    if argv and not argv[0].startswith("-") and "deepspeed" in given_keys(argv):
+    if argv and not argv[0].startswith("-") and wants_deepspeed(argv):
         _be_a_world_of_one()
     model_args, data_args, args = parse(
         (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
@@ -104,6 +105,17 @@ def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
+
+
+def wants_deepspeed(argv: Sequence[str]) -> bool:
+    """Does the recipe, or a flag behind it, name a DeepSpeed configuration?"""
+    value = read_recipe(Path(argv[0])).get("deepspeed")
+    for word, following in pairwise([*argv[1:], ""]):
+        if word == "--deepspeed":
+            value = following
+        elif word.startswith("--deepspeed="):
+            value = word.partition("=")[2]
+    return bool(value)
 
 
 def _be_a_world_of_one() -> None:
@@ -175,7 +187,7 @@ def describe(trainer: LlavaTrainer) -> str:
     ]
     parts = trainer.model.moe_layers()
     if trainer.model.competitors():
-        steps = args.max_steps if args.max_steps > 0 else _num_steps(trainer)
+        steps = num_steps(trainer)
         schedule = build_schedule(trainer.model, args, steps)
         competing = [sum(schedule.competing(step)) for step in range(steps)]
         layers = ", ".join(f"{len(found)} in {part}" for part, found in parts.items())
@@ -188,7 +200,10 @@ def describe(trainer: LlavaTrainer) -> str:
     return "\n".join(lines)
 
 
-def _num_steps(trainer: LlavaTrainer) -> int:
+def num_steps(trainer: LlavaTrainer) -> int:
+    """Optimizer steps of the training."""
+    if trainer.args.max_steps > 0:
+        return trainer.args.max_steps
     batches = len(trainer.get_train_dataloader())
     per_epoch = math.ceil(batches / trainer.args.gradient_accumulation_steps)
     return math.ceil(per_epoch * trainer.args.num_train_epochs)
