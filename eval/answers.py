@@ -10,7 +10,7 @@ from eval.plan import RIGHT
 from eval.readers import read_jsonl
 from eval.store import Record, read_results, read_run
 from llava_compete.data import open_image
-from llava_compete.report.document import Card, Gallery
+from llava_compete.report.blocks import Card, Gallery
 
 PICTURES = 6
 THUMBNAIL = 320  # pixels of the longer side

@@ -24,7 +24,7 @@ from eval.training_log import (
     read_training,
     summarise,
 )
-from llava_compete.report.document import (
+from llava_compete.report.blocks import (
     Block,
     Bullets,
     Code,
@@ -32,8 +32,8 @@ from llava_compete.report.document import (
     Heading,
     Paragraph,
     Table,
-    write,
 )
+from llava_compete.report.document import write
 
 KIND = "kind"  # the group of questions whose answer is a class
 FEW_STEPS = 10  # of which a median says little

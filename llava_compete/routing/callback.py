@@ -9,7 +9,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from llava_compete.routing.charts import curves_chart, kinds_of, load_chart, matrices_chart
+from llava_compete.routing.charts import (
+    curves_chart,
+    kinds_of,
+    load_chart,
+    matrices_chart,
+    matrices_of,
+)
 from llava_compete.routing.collect import part_figures, plain
 from llava_compete.routing.watch import RoutingTally, watching
 
@@ -107,7 +113,6 @@ def charts(parts: dict[str, dict[str, Any]]) -> dict[str, Image.Image]:
         drawn[f"routing/{part}/load"] = load_chart(figures)
         if len(figures["layers"]) > 1:
             drawn[f"routing/{part}/layers"] = curves_chart(figures)
-        for name in ("coactivation", "similarity"):
-            if figures["num_experts"] > 1:
-                drawn[f"routing/{part}/{name}"] = matrices_chart(figures, name)
+        for name in matrices_of(figures):
+            drawn[f"routing/{part}/{name}"] = matrices_chart(figures, name)
     return {name: Image.open(BytesIO(png)) for name, png in drawn.items()}

@@ -139,6 +139,13 @@ def _chance(axes: Axes, part: Figures) -> None:
     )
 
 
+def matrices_of(part: Figures) -> list[str]:
+    """The matrices that say something: one expert has no other, one choice no company."""
+    if part["num_experts"] == 1:
+        return []
+    return ["similarity"] if part["top_k"] == 1 else ["coactivation", "similarity"]
+
+
 def matrices_chart(part: Figures, name: str) -> bytes:
     """``coactivation`` or ``similarity``, a panel for each layer (MOST_LAYERS of them)."""
     layers = [layer for layer in spread(part["layers"], MOST_LAYERS) if layer["kinds"]]

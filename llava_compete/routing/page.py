@@ -6,7 +6,7 @@ E experts, K chosen per token, g x g patches a picture.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llava_compete.report.document import (
+from llava_compete.report.blocks import (
     Block,
     Bullets,
     Figure,
@@ -25,6 +25,7 @@ from llava_compete.routing.charts import (
     load_chart,
     maps_chart,
     matrices_chart,
+    matrices_of,
     spread,
 )
 from llava_compete.routing.pictures import Pictures
@@ -160,19 +161,25 @@ def _decision_row(name: str, part: Figures, kind: str, *, with_other: bool) -> t
     return (NAMES[name], kind, f"{tokens:,}", *(f"{mean:.3f}" for mean in means))
 
 
+MATRICES = {
+    "coactivation": (
+        "who works with whom",
+        "Of the tokens that take the row's expert, the share that take the column's too. White: "
+        "(K - 1) / (E - 1), what K chosen at random give.",
+    ),
+    "similarity": (
+        "who is like whom",
+        "Mean cosine of the outputs of two experts for the same token.",
+    ),
+}
+
+
 def _matrices(figures: Figures) -> Iterator[Block]:
-    captions = {
-        "coactivation": "Of the tokens that take the row's expert, the share that take the "
-        "column's too. White: (K - 1) / (E - 1), what a choice at random gives.",
-        "similarity": "Mean cosine of the outputs of two experts for the same token.",
-    }
     yield Heading("Experts side by side")
     for name, part in figures["parts"].items():
-        for figure, caption in captions.items():
-            if part["num_experts"] == 1 or (figure == "coactivation" and part["top_k"] == 1):
-                continue
-            title = {"coactivation": "who works with whom", "similarity": "who is like whom"}
-            yield Heading(f"{NAMES[name]}: {title[figure]}", 3)
+        for figure in matrices_of(part):
+            title, caption = MATRICES[figure]
+            yield Heading(f"{NAMES[name]}: {title}", 3)
             yield Figure(f"{figure}-{name}.png", matrices_chart(part, figure), caption)
 
 
@@ -203,7 +210,7 @@ def _taker(name: str, expert: int, layer: Figures, colour: str, pictures: Pictur
     loads = " \N{MIDDLE DOT} ".join(
         f"{kind} {100 * found['load'][expert]:.0f}"
         for kind, found in layer["kinds"].items()
-        if kind != "all"
+        if kind != "all" and found["load"][expert] is not None  # no token of it has an expert
     )
     return Taker(
         name=name,

@@ -8,7 +8,7 @@ import torch
 
 from llava_compete.checkpoint import Model, load, new_directory, read_config, refuse_non_empty
 from llava_compete.data import LlavaDataset, image_files
-from llava_compete.report.document import to_html
+from llava_compete.report.html import to_html
 from llava_compete.routing.charts import spread
 from llava_compete.routing.collect import Collector, batches, choose_rows
 from llava_compete.routing.page import blocks

@@ -1,15 +1,10 @@
 """Blocks whose rendering no report's test looks at closely."""
 
-from llava_compete.report.document import (
-    Heading,
-    Numbers,
-    Taker,
-    Takers,
-    to_html,
-    to_markdown,
-    write,
-)
+from llava_compete.report.blocks import Heading, Numbers, Taker, Takers
+from llava_compete.report.document import write
 from llava_compete.report.drawing import COLOURS, many_colours
+from llava_compete.report.html import to_html
+from llava_compete.report.markdown import to_markdown
 
 PNG, JPEG = b"\x89PNG...", b"\xff\xd8\xff..."
 EVIL = "<b>&|"
