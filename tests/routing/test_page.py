@@ -140,7 +140,9 @@ def test_a_patch_is_cut_from_the_padded_picture_and_framed(pictures):
     tile = np.asarray(pictures.patch("a.png", 3, RED))  # below right; the window is all of it
     assert tile.shape == (TILE, TILE, 3)
     assert tuple(tile[-1, -1]) == tuple(tile[TILE // 2, TILE // 2]) == (255, 0, 0)
-    assert tuple(tile[3 * TILE // 8, 3 * TILE // 4])[2] > 200, "the right half of the picture is blue"
+    assert tuple(tile[3 * TILE // 8, 3 * TILE // 4])[2] > 200, (
+        "the right half of the picture is blue"
+    )
     assert not (tile[:, : TILE // 2] == (255, 0, 0)).all(axis=-1).any()
 
 
