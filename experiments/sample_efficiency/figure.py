@@ -25,8 +25,8 @@ def figure(plan: Plan, fits: list[Fit], found: list[Rate]) -> bytes:
     drawn = Figure(figsize=(13.5, 4.3 * len(plan.settings)), layout="constrained")
     rows = drawn.subfigures(len(plan.settings), 1, squeeze=False)[:, 0]
     titles = {
-        "noisy": "Noise of the order of the responses",
-        "sharp": "Little noise: responses far larger than it",
+        "noisy": "noisy: noise of the order of the responses",
+        "sharp": "sharp: little noise",
     }
     for setting, row in zip(plan.settings, rows, strict=True):
         row.suptitle(titles[setting], fontweight="bold", x=0.01, ha="left")

@@ -6,9 +6,9 @@ Two truths, both from the simulations that the authors of the theory keep for th
 measured from the point where the softmax gate is even, so that both masses are 1/2 there.
 
 The theorems are about the maximum likelihood estimator on a compact set with masses bounded away
-from 0, so the fits have bounds: a box about the truth. The bound on the masses matters. Without it
-the best use of one expert too many is often a far one of little mass, and the splits that the
-theory is about are not seen.
+from 0, so the fits have bounds: a box about the truth. The bound on the masses matters: most fits
+with one expert too many end at it, since a far expert of little mass often serves the likelihood
+better than an even split.
 """
 
 import math
