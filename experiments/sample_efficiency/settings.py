@@ -2,8 +2,10 @@
 
 K experts, Q = 5 coordinates of an expert (``mixtures.py``).
 
-Two truths, both from the simulations that the authors of the theory keep for their gates; x is
-measured from the point where the softmax gate is even, so that both masses are 1/2 there.
+Two truths, after simulations that the authors of the theory keep for their gates. "sharp" is the
+first of them with x measured from where the softmax gate is even, so that both masses are 1/2.
+"noisy" has a, sigma, beta1 and the range of x of the second; b = 0 and beta0 = 0 are ours. It was
+chosen because the competition gate identifies a split well there (docs/results.md).
 
 The theorems are about the maximum likelihood estimator on a compact set with masses bounded away
 from 0, so the fits have bounds: a box about the truth. The bound on the masses matters: most fits
