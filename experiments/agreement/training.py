@@ -19,12 +19,14 @@ SEEN_ROWS = 48  # training rows whose tokens the bound is fitted on
 OUTCOME = ["--router_options", '{"distillation": "outcome"}']
 WEIGHT_ONE = ["--loss_weights", '{"distillation": 1.0}']
 FAST_GATE = ["--part_learning_rates", '{"routers": 1e-2}']
+FASTER_GATE = ["--part_learning_rates", '{"routers": 3e-2}']
 SETTINGS: dict[str, list[str]] = {
     "paper": [],
     "paper, gate rate 1e-2": FAST_GATE,
     "outcome": OUTCOME,
     "outcome, weight 1": [*OUTCOME, *WEIGHT_ONE],
     "outcome, weight 1, gate rate 1e-2": [*OUTCOME, *WEIGHT_ONE, *FAST_GATE],
+    "outcome, weight 1, gate rate 3e-2": [*OUTCOME, *WEIGHT_ONE, *FASTER_GATE],
     "outcome, weight 1, gate rate 1e-2, detached": [*OUTCOME, *WEIGHT_ONE, *FAST_GATE],
 }
 DETACHED = "detached"  # in a setting's name: on router steps the task does not move the gate

@@ -103,7 +103,7 @@ class _Place:
 def _places(model: Any, configs: Mapping[str, MoEConfig]) -> Iterator[tuple[Slot, _Place]]:
     """Each slot with its surroundings; the caller fills it before it asks for the next."""
     index = 0
-    for part, config in configs.items():
+    for part, config in sorted(configs.items()):  # config.json's order: a gate keeps its number
         found = list(slots(model, part, config))
         _check_router(part, config, len(found))
         in_text = part == "language_model"
