@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,32 +34,61 @@ def measure(comparison: Comparison, rounds: int, say: Callable[[str], None]) -> 
         name: build(bench.model, comparison.change(name, recipe)) for name in comparison.routers
     }
     watch_token_ids(bench.model, sets)
+    # The loader moves them to the device.
     first, *batches = islice(iter(trainer.get_train_dataloader()), rounds + 1)
     if len(batches) < rounds:
         raise ValueError(f"timing_rounds={rounds}: the data has {len(batches) + 1} batches only")
     memory = {name: bench.step_bytes(chosen, first) for name, chosen in sets.items()}
     share = _competing_share(trainer)
     seconds: dict[str, list[float]] = {name: [] for name in sets}
+    reference: list[float] = []
     for number, batch in enumerate(batches):
         say(f"timing round {number + 1} of {rounds}")
-        for name in _rotated(list(sets), number):
-            step = int(SPAN * (number + 0.5) / rounds)
-            seconds[name].append(bench.mean_seconds(sets[name], batch, step, share))
+        step = int(SPAN * (number + 0.5) / rounds)
+        found = _round(bench, sets, number, batch, step, share)
+        reference.append(median(found[REFERENCE]))
+        for name, of_name in found.items():
+            seconds[name].append(of_name[-1])
     return {
         "device": str(bench.device),
         "threads": torch.get_num_threads(),
         "batch_size": trainer.args.per_device_train_batch_size,
         "competing_share": share,
+        "reference_seconds": reference,
         "routers": {
             name: {
                 "seconds": seconds[name],
-                "ratios": [a / b for a, b in zip(seconds[name], seconds[REFERENCE], strict=True)],
+                "ratios": [a / b for a, b in zip(seconds[name], reference, strict=True)],
                 "step_bytes": memory[name],
                 "parameters": chosen.number_of_parameters(),
             }
             for name, chosen in sets.items()
         },
     }
+
+
+def _round(
+    bench: "Bench",
+    sets: Mapping[str, RouterSet],
+    number: int,
+    batch: Mapping[str, Any],
+    step: int,
+    share: float,
+) -> dict[str, list[float]]:
+    """Seconds of each router; of the reference several, because all others are held against it.
+
+    The reference stands at both ends, in the middle, and in its own place, whose time comes last
+    and is the one that its own ratio is made of: that tells how far equal steps differ.
+    """
+    names = _rotated(list(sets), number)
+    bench.mean_seconds(sets[names[0]], batch, step, share)  # the first of a batch is slower
+    found: dict[str, list[float]] = {name: [] for name in names}
+    half = len(names) // 2
+    for name in (REFERENCE, *names[:half], REFERENCE, *names[half:], REFERENCE):
+        found[name].append(bench.mean_seconds(sets[name], batch, step, share))
+    own = 2 if names.index(REFERENCE) >= half else 1
+    found[REFERENCE].append(found[REFERENCE].pop(own))
+    return found
 
 
 class Bench:

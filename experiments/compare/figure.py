@@ -11,6 +11,7 @@ from llava_compete.report.drawing import COLOURS, WIDTH
 
 BLUE, RED, GREEN, GREY = COLOURS[0], COLOURS[1], COLOURS[2], COLOURS[6]
 ROW_HEIGHT = 0.3  # inches
+LINEAR = 0.1  # nats; differences up to this are drawn to scale
 
 
 def figure(rows: Sequence[Row]) -> Figure:
@@ -44,7 +45,13 @@ def _differences(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(points, [place] * len(points), "o", color=colour, alpha=0.4, markersize=4)
         axes.errorbar(found.mean, place, xerr=found.half, color=colour, fmt="|", capsize=3)
     axes.set_title(f"held-out loss - {REFERENCE}'s (lower is better)", fontsize="medium")
-    axes.set_xlabel("nats a token; dots: seeds, bars: 95 % intervals\ngrey: the interval holds 0")
+    # Some routers start far from the upcycled model; the others would all be one line.
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(
+        f"nats a token, linear to {LINEAR}, then logarithmic\n"
+        f"dots: seeds; bars: 95 % intervals; grey: holds 0"
+    )
 
 
 def _costs(axes: Axes, rows: Sequence[Row]) -> None:
@@ -59,7 +66,7 @@ def _costs(axes: Axes, rows: Sequence[Row]) -> None:
         label = "memory" if place == 0 else None
         axes.plot(cost.memory, place + 0.12, "s", color=GREEN, markersize=4, label=label)
     axes.set_title(f"cost, as a multiple of {REFERENCE}'s", fontsize="medium")
-    axes.set_xlabel("bars: lowest to highest round")
+    axes.set_xlabel("bars: lowest to\nhighest round")
     axes.legend(frameon=False, fontsize="small", loc="best")
 
 
@@ -82,5 +89,5 @@ def _routing(axes: Axes, rows: Sequence[Row]) -> None:
                 )
     axes.set_xlim(0, 1.05)
     axes.set_title("routing on held-out questions", fontsize="medium")
-    axes.set_xlabel("mean over layers; bars: deviation over seeds")
+    axes.set_xlabel("mean over layers\nbars: deviation over seeds")
     axes.legend(frameon=False, fontsize="small", loc="best")

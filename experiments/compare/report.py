@@ -76,7 +76,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 def _quality_table(rows: Sequence[Row]) -> str:
     names = qualities(rows[0])
     scored = [name for name in names if name != LOSS]
-    head = ("router", FIRST, LOSS, f"- {REFERENCE}", *scored)
+    head = ("router", FIRST, LOSS, f"less {REFERENCE}'s", *scored)
     body = []
     for row in rows:
         against = "" if row.router == REFERENCE else _interval(row.differences[LOSS])
@@ -135,7 +135,8 @@ def _cost_note(rows: Sequence[Row], cost: Record) -> str:
     return (
         f"Seconds: forward and backward of a micro-batch of {cost['batch_size']}, all routers in "
         f"turn in one process ({cost['device']}, {cost['threads']} threads), median of {rounds} "
-        f"rounds (lowest to highest); of a router that competes in the mean step, in which "
+        f"rounds (lowest to highest), over the median of four of {REFERENCE}'s in the same round; "
+        f"of a router that competes in the mean step, in which "
         f"{cost['competing_share']:.3f} of its layers compete. Memory: "
         + (
             "what autograd keeps for the backward"

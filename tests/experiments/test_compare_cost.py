@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.compare.cost import Bench, _rotated, keeping
+from experiments.compare.cost import Bench, _rotated, _round, keeping
 from experiments.compare.swap import build, install, watch_token_ids
 from llava_compete import RoutingChange
 from llava_compete.checkpoint import load
@@ -127,3 +127,27 @@ def test_a_step_runs_forward_backward_and_the_routers_ends(checkpoint):
 
 def test_every_name_begins_once():
     assert [_rotated(["a", "b", "c"], by)[0] for by in range(4)] == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_reference_is_timed_throughout_a_round(number):
+    class Clock:
+        """Each step takes a second longer than the one before it."""
+
+        def __init__(self):
+            self.order = []
+
+        def mean_seconds(self, chosen, *_):
+            self.order.append(chosen)
+            return float(len(self.order))
+
+    clock = Clock()
+    found = _round(clock, {name: name for name in ("topk", "a", "b", "c")}, number, {}, 0, 0.1)
+    assert len(found["topk"]) == 4
+    assert all(len(found[name]) == 1 for name in "abc")
+    times = dict(enumerate(clock.order, start=1))
+    assert all(times[second] == name for name, of_name in found.items() for second in of_name)
+    names = _rotated(["topk", "a", "b", "c"], number)
+    assert clock.order == [names[0], "topk", *names[:2], "topk", *names[2:], "topk"]
+    own = 2 + names.index("topk") + (names.index("topk") >= 2) + 1
+    assert found["topk"][-1] == own
