@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.agreement.sweep import RATES, STEPS, share_of_bound
+from experiments.agreement.training import SETTINGS
 from llava_compete.report.drawing import COLOURS
 
 PARTS = {"language_model": "language model", "projector": "projector", "vision": "image tower"}
@@ -26,9 +27,8 @@ def write(directory: Path) -> str:
             sections.append(f"### {title}\n\n{sweep_table(rows)}")
             if name == "synthetic":
                 sections.append(task_table(rows))
-    records = [
-        json.loads(file.read_text()) for file in sorted((directory / "training").glob("*.json"))
-    ]
+    records = [json.loads(file.read_text()) for file in (directory / "training").glob("*.json")]
+    records.sort(key=lambda record: list(SETTINGS).index(record["setting"]))
     if records:
         training_figure(records).savefig(directory / "agreement.png", dpi=150)
         sections.append(f"### Training\n\n{training_table(records)}")
@@ -127,7 +127,7 @@ def training_figure(records: list[dict[str, Any]]) -> Figure:
         axes.set_title(PARTS[part])
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("agreement on held-out tokens")
-        axes.set_ylim(0.4, 1.0)
+        axes.set_ylim(0.3, 1.0)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )

@@ -1,7 +1,7 @@
 """Does the router agree with the competition in a real training?  One run a setting."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,40 +11,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from experiments.agreement.gates import held_out_agreement, linear_bound
 from experiments.agreement.tasks import of_model
 from llava_compete.data import LlavaDataset
-from llava_compete.moe import Routing
 from llava_compete.train import prepare
 
 EVERY = 10  # optimizer steps between two measurements
 SEEN_ROWS = 48  # training rows whose tokens the bound is fitted on
 OUTCOME = ["--router_options", '{"distillation": "outcome"}']
+DETACHED = ["--router_options", '{"distillation": "outcome", "detach": true}']
 WEIGHT_ONE = ["--loss_weights", '{"distillation": 1.0}']
 FAST_GATE = ["--part_learning_rates", '{"routers": 1e-2}']
 FASTER_GATE = ["--part_learning_rates", '{"routers": 3e-2}']
 SETTINGS: dict[str, list[str]] = {
     "paper": [],
     "paper, gate rate 1e-2": FAST_GATE,
-    "outcome": OUTCOME,
     "outcome, weight 1": [*OUTCOME, *WEIGHT_ONE],
     "outcome, weight 1, gate rate 1e-2": [*OUTCOME, *WEIGHT_ONE, *FAST_GATE],
     "outcome, weight 1, gate rate 3e-2": [*OUTCOME, *WEIGHT_ONE, *FASTER_GATE],
-    "outcome, weight 1, gate rate 1e-2, detached": [*OUTCOME, *WEIGHT_ONE, *FAST_GATE],
+    "outcome, weight 1, gate rate 1e-2, detached": [*DETACHED, *WEIGHT_ONE, *FAST_GATE],
 }
-DETACHED = "detached"  # in a setting's name: on router steps the task does not move the gate
-
-
-def detach_gates(model: Any) -> None:
-    """Mixing weights of router steps carry no gradient to the gate."""
-    for layers in model.moe_layers().values():
-        for layer in layers:
-            layer.router.route = _without_gradient(layer.router.route)
-
-
-def _without_gradient(route: Callable[..., Routing]) -> Callable[..., Routing]:
-    def detached(*args: Any) -> Routing:
-        routing = route(*args)
-        return routing._replace(weights_TK=routing.weights_TK.detach())
-
-    return detached
 
 
 class HeldOutAgreement(TrainerCallback):
@@ -91,8 +74,6 @@ def train_setting(
         [*recipe, *SETTINGS[name], "--output_dir", str(result.with_suffix("")), "--resume", "auto"]
     )
     model, processor = trainer.model, trainer.processing_class
-    if DETACHED in name:
-        detach_gates(model)
     top_k = next(iter(model.config.moe_configs.values())).top_k
     unseen_rows = LlavaDataset(held_out, image_folder, processor, 512)
     callback = HeldOutAgreement(model, processor, unseen_rows, top_k)

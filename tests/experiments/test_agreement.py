@@ -127,16 +127,6 @@ def test_measuring_leaves_no_hook_and_the_mode_as_it_was(moe, tmp_path):
         assert not any(layer._forward_hooks for layer in layers)
 
 
-def test_detached_gates_get_no_gradient_from_the_task(moe):
-    model, processor = moe(loss_weights={"balance": 0.0, "router_z": 0.0})
-    training.detach_gates(model.train())
-    model(**tiny.make_batch(processor, [0, 1])).loss.backward()
-    for layers in model.moe_layers().values():
-        for layer in layers:
-            assert not layer.router.gate.weight.grad.any()
-            assert layer.experts.down_proj.grad.any()
-
-
 def test_an_unknown_setting_and_a_missing_file_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="'papr' is not known"):
         agreement.main(["--out", str(tmp_path), "--settings", "papr"])

@@ -226,3 +226,16 @@ def test_agreement_is_one_when_the_router_names_the_winners_in_any_order():
     winners_TK = torch.rand(T, E).topk(K).indices
     assert agreement(winners_TK.flip(-1), winners_TK, None) == 1
     assert agreement(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]), None) == 0
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_detach_keeps_the_tasks_gradient_from_the_gate_on_router_steps(x_TD, detach):
+    experts = Experts(E, D, 12, D, activation="silu", gated=True, bias=False)
+    config = MoEConfig(num_experts=E, top_k=K, router_options={"detach": detach})
+    layer = MoELayer(experts, config, index=0).train()
+    layer(x_TD).square().sum().backward(retain_graph=True)
+    gate = layer.router.gate.weight
+    assert (gate.grad is None) == detach
+    assert experts.down_proj.grad.any()
+    layer.routing.losses["balance"].backward()
+    assert gate.grad.any()

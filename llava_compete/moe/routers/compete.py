@@ -38,6 +38,7 @@ class CompeteOptions:
     # paper: squared error to softmax(affinity); outcome: KL from the winners' mixing weights.
     distillation: Literal["paper", "outcome"] = "paper"
     theta: float = 0.1  # paper's extra weight of the winners' entries
+    detach: bool = False  # on router steps the task's gradient does not reach the gate
 
     def __post_init__(self) -> None:
         if self.distillation not in ("paper", "outcome"):
@@ -73,6 +74,15 @@ class CompeteRouter(TopKRouter):
         if not context.competing:
             return self.route(x_TD, logits_TE, probs_TE, context)
         return self._compete(x_TD, logits_TE, probs_TE, experts, context.mask_T)
+
+    def route(
+        self, x_TD: Tensor, logits_TE: Tensor, probs_TE: Tensor, context: RoutingContext
+    ) -> Routing:
+        """TopKRouter's; with ``options.detach`` only the losses move the gate."""
+        routing = super().route(x_TD, logits_TE, probs_TE, context)
+        if self.options.detach:
+            return routing._replace(weights_TK=routing.weights_TK.detach())
+        return routing
 
     def _compete(
         self,
