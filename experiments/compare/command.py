@@ -1,6 +1,7 @@
 """python -m experiments compare --recipe RECIPE --tasks NAMES --data_root DIR --out DIR [...]"""
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def _compare(comparison: Comparison, workers: int, rounds: int) -> None:
     from experiments.compare.work import results, run_all
 
     cost = _cost(comparison, rounds)
+    gc.collect()  # the model that was measured
     run_all(comparison, workers, _say)
     found = results(comparison)
     print(write(comparison.out, summarise(found, cost), found, cost))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,6 +39,22 @@ def results(comparison: Comparison) -> dict[Job, Record]:
     return {job: json.loads(comparison.file(job).read_text()) for job in comparison.jobs()}
 
 
+def begin_worker(threads: int) -> None:
+    """What a worker does first: take its share of the cores, and see to it that it ends in time.
+
+    Of a command that is killed the workers would go on, with the cores and memory they hold.
+    """
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "not a worker"
+    parent.join()
+    os._exit(1)
+
+
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -49,7 +66,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         # Spawned: a forked process inherits locks of OpenMP's threads, and cannot use a GPU.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        with ProcessPoolExecutor(workers, context, begin_worker, (threads,)) as pool:
             yield pool
     finally:
         for name, value in before.items():

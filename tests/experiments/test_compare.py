@@ -1,7 +1,12 @@
 """Routers compared on a tiny model: jobs, resuming, refusals, what is scored."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +147,39 @@ def test_several_processes_give_the_numbers_of_one(comparison):
             "threads": held[each]["threads"]
         }
     assert lines[-1].startswith("[4/4] usmoe, seed 1: held-out loss ")
+
+
+KILLED = """
+import multiprocessing, os, signal, time
+from experiments.compare.work import begin_worker
+
+def work():
+    begin_worker(1)
+    print("worker", os.getpid(), flush=True)
+    time.sleep(300)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work).start()
+    time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_the_command_it_works_for(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": str(job.REPOSITORY)}
+    words = [sys.executable, str(script)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment, text=True) as command:
+        # Libraries print there too.
+        line = next(line for line in command.stdout if line.startswith("worker "))
+        too_long = threading.Timer(30, os.kill, (int(line.split()[1]), signal.SIGKILL))
+        command.kill()
+        too_long.start()
+        command.stdout.read()  # the worker has the other end of the pipe, too: until it is gone
+        ended = too_long.is_alive()
+        too_long.cancel()
+    assert ended
 
 
 @pytest.mark.slow
