@@ -33,8 +33,12 @@ class Difference(NamedTuple):
 
     @property
     def carried(self) -> bool:
-        """Does the interval exclude 0?"""
-        return self.half is not None and abs(self.mean) > self.half
+        """Does the interval exclude 0?
+
+        Not one of no width: scores that move by whole answers may differ by the same answer in
+        every seed, and a spread that was not seen carries nothing.
+        """
+        return self.half is not None and 0 < self.half < abs(self.mean)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -89,6 +89,9 @@ def test_the_interval_is_students_on_paired_differences():
     assert not found.carried
     assert Difference(-1.0, 0.9, 3).carried
     assert not Difference(5.0, None, 1).carried
+    same = difference({0: 0.5, 1: 0.25, 2: 0.75}, {0: 0.625, 1: 0.375, 2: 0.875})
+    assert same == (-0.125, 0.0, 3)
+    assert not same.carried
 
 
 def test_many_seeds_have_an_interval_no_narrower_than_the_normal_one():
