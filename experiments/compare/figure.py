@@ -30,6 +30,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
+    # Below all panels, where it hides no bar.
+    drawn.legend(loc="outside lower right", ncols=4, frameon=False, fontsize="small")
     return drawn
 
 
@@ -67,7 +69,6 @@ def _costs(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot(cost.memory, place + 0.12, "s", color=GREEN, markersize=4, label=label)
     axes.set_title(f"cost, as a multiple of {REFERENCE}'s", fontsize="medium")
     axes.set_xlabel("bars: lowest to\nhighest round")
-    axes.legend(frameon=False, fontsize="small", loc="best")
 
 
 def _routing(axes: Axes, rows: Sequence[Row]) -> None:
@@ -90,4 +91,3 @@ def _routing(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlim(0, 1.05)
     axes.set_title("routing on held-out questions", fontsize="medium")
     axes.set_xlabel("mean over layers\nbars: deviation over seeds")
-    axes.legend(frameon=False, fontsize="small", loc="best")
