@@ -176,7 +176,10 @@ def test_a_router_that_sees_the_answer_is_refused_before_the_first_question(
     [
         (["--router", "usmo"], "router='usmo' is not known; did you mean usmoe"),
         (["--router_options", '{"thet": 1}'], "'thet' is no option of compete; did you mean theta"),
-        (["--router_options", '{"theta": "x"}'], "'theta': 'x'} of compete: '<' not supported"),
+        (
+            ["--router_options", '{"theta": "x"}'],
+            "'theta': 'x', 'detach': False} of compete: '<' not supported",
+        ),
         (["--router_options", "theta"], "'theta' is not JSON"),
         (["--router_options", "[1]"], "'[1]' must be a JSON object"),
         (["--top_k", "5"], "top_k=5 must be between 1 and num_experts=4"),

@@ -151,10 +151,10 @@ def test_a_cast_moves_no_expert():
     assert torch.equal(router.visible(ids_T), make_router(seed=12345).bfloat16().visible(ids_T))
 
 
-def test_a_saved_model_keeps_its_experts_though_its_layers_are_numbered_anew(dense, tmp_path):
+def test_a_saved_model_keeps_its_visible_experts_in_any_order_of_its_parts(dense, tmp_path):
     model, processor = dense()
     configs = tiny.moe_configs(["language_model"], router="maskmoe")
-    # config.json is written with its keys in order, so the language model comes first again.
+    # config.json is written with its keys in order: the language model comes first again.
     configs = {**tiny.moe_configs(["projector"], router="topk"), **configs}
     upcycle_model(model, configs, perturbation=0.5)
     save(model, processor, tmp_path / "saved")
@@ -164,7 +164,7 @@ def test_a_saved_model_keeps_its_experts_though_its_layers_are_numbered_anew(den
     for before, after in zip(
         model.moe_layers()["language_model"], again.moe_layers()["language_model"], strict=True
     ):
-        assert after.router.spec.seed != before.router.spec.seed
+        assert after.router.spec.seed == before.router.spec.seed
         assert torch.equal(after.router.visible(ids_T), before.router.visible(ids_T))
 
 

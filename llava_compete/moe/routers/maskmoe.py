@@ -67,8 +67,8 @@ class MaskMoERouter(TopKRouter):
     here.
 
     The draw is a hash of id and ``state_seed``. That is saved with the weights, because a layer's
-    own seed follows from its number in the model, which another order of the parts in config.json
-    would change; and there is no table to be lost, to broadcast, or to fill when loading.
+    own seed follows from its number in the model, which experts in further parts would change; and
+    there is no table to be lost, to broadcast, or to fill when loading.
     """
 
     Options = MaskMoEOptions
