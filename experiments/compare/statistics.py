@@ -36,9 +36,9 @@ class Difference(NamedTuple):
         """Does the interval exclude 0?
 
         Not one of no width: scores that move by whole answers may differ by the same answer in
-        every seed, and a spread that was not seen carries nothing.
+        every seed, and a spread that was not seen, up to rounding, carries nothing.
         """
-        return self.half is not None and 0 < self.half < abs(self.mean)
+        return self.half is not None and 1e-9 * abs(self.mean) < self.half < abs(self.mean)
 
 
 def spread(values: Sequence[float]) -> Spread:
