@@ -9,7 +9,7 @@ from typing import Any
 from eval.plan import RIGHT
 from eval.readers import read_jsonl
 from eval.store import Record, read_results, read_run
-from llava_compete.data import open_image
+from llava_compete.data import ImageFolder
 from llava_compete.report.blocks import Card, Gallery
 
 PICTURES = 6
@@ -91,7 +91,7 @@ def _thumbnail(root: Path, name: str, sample: str) -> bytes:
             f"sample {sample}: no picture {root / name}; say where the pictures lie now by "
             f"--data_root"
         )
-    image: Any = open_image(root, name, sample)
+    image: Any = ImageFolder(root).open(name, sample)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = BytesIO()
     image.save(file, format="PNG", optimize=True)

@@ -19,7 +19,7 @@ from eval.store import Record
 from eval.task import Sample
 from llava_compete import MoEConfig, RoutingChange, SelfContrast
 from llava_compete.checkpoint import changed_configs, read_config
-from llava_compete.data import Collator, encode, open_image
+from llava_compete.data import Collator, ImageFolder, encode
 from llava_compete.processor import prompt_batch
 
 
@@ -149,7 +149,7 @@ def _reference(sample: Sample) -> dict[str, Any]:
 def _pictures(sample: Sample) -> list[Image.Image]:
     if sample.image is None:
         return []
-    return [open_image(sample.image.parent, sample.image.name, sample.id)]
+    return [ImageFolder(sample.image.parent).open(sample.image.name, sample.id)]
 
 
 def _stop_tokens(eos: int | list[int] | None) -> set[int]:

@@ -99,14 +99,15 @@ def _vision_layer(text: str) -> int | Literal["final"]:
 
 
 def _first_images(file: Path | None, root: Path | None, most: int = 64) -> list["Image"]:
-    from llava_compete.data import image_files, open_image, read_rows
+    from llava_compete.data import ImageFolder, image_files, read_rows
 
     if file is None:
         return []
     if root is None:
         raise ValueError(f"calibration_data={file} needs image_folder, the root of its images")
     rows = [row for row in read_rows(file) if image_files(row)][:most]
-    return [open_image(root, image_files(row)[0], str(row.get("id"))) for row in rows]
+    images = ImageFolder(root)
+    return [images.open(image_files(row)[0], str(row.get("id"))) for row in rows]
 
 
 def upcycle_verb(argv: Sequence[str]) -> None:

@@ -234,3 +234,10 @@ def compete(
     """The model in training mode, with every MoE layer competing or none."""
     model.set_competing([competing] * sum(map(len, model.moe_layers().values())))
     return model.train()
+
+
+def say(*turns, **more):
+    """A row whose turns alternate, human first."""
+    speakers = ("human", "gpt")
+    values = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(turns)]
+    return {"id": "row-7", "conversations": values, **more}

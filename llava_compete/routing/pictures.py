@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from llava_compete.data import open_image
+from llava_compete.data import ImageFolder
 
 STRIP = (3, 2)  # patches of an expert side by side, one below the other
 TILE, GAP = 132, 4  # pixels of a patch with its surroundings, and between two
@@ -26,7 +26,7 @@ class Pictures:
     def square(self, file: str) -> Image.Image:
         """The picture, padded, at MAP_SIDE or, if that is more, 16 pixels a patch."""
         if file not in self._square:
-            image = open_image(self.folder, file, file)
+            image = ImageFolder(self.folder).open(file, file)
             side = max(image.size)
             padded = Image.new("RGB", (side, side), self.background)
             padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
