@@ -24,8 +24,8 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
-from llava_compete.data import IGNORED
-from llava_compete.moe import MoEConfig, MoELayer
+from llava_compete.data import IGNORED, Packing
+from llava_compete.moe import MoEConfig, MoELayer, Sequences
 from llava_compete.moe.upcycle import install_moe
 from llava_compete.projector import build_projector
 from llava_compete.self_contrast import SelfContrast, check_generation, weak_pass
@@ -173,33 +173,43 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for layer, flag in zip(self.competitors(), flags, strict=True):
             layer.competing = flag
 
-    def embed(self, input_ids_BL: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Embeddings (B, L, D) with each image placeholder replaced by a projected patch."""
+    def embed(
+        self,
+        input_ids_BL: Tensor,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (B, L, D) with each image placeholder replaced by a projected patch.
+
+        ``image_features`` (N, P, V), what the tower made of the pictures, stand for pixels.
+        """
         text_BLD = self.get_input_embeddings()(input_ids_BL)
         is_image_BL = input_ids_BL.eq(self.config.image_token_id)
-        num_tokens = int(is_image_BL.sum())
-        if pixel_values is None:
-            self._check_placeholders(num_tokens, num_images=0)
-            if not self.training:
-                return text_BLD
-            # Under ZeRO-3 every rank must run every module: a text-only batch runs the tower on
-            # a blank image that reaches neither the loss nor a router statistic.
-            size = self.config.vision.image_size
-            blank = torch.zeros(1, 3, size, size, device=text_BLD.device, dtype=text_BLD.dtype)
-            return text_BLD + 0.0 * self._image_embeddings(blank, counted=False).sum()
-        self._check_placeholders(num_tokens, num_images=len(pixel_values))
-        image_NPD = self._image_embeddings(pixel_values.to(text_BLD.dtype), counted=True)
-        return text_BLD.masked_scatter(is_image_BL[..., None], image_NPD.to(text_BLD.dtype))
+        given = pixel_values if image_features is None else image_features
+        num_images = 0 if given is None else len(given)
+        self._check_placeholders(int(is_image_BL.sum()), num_images)
+        if given is not None and num_images:
+            image_NPD = self._image_embeddings(given.to(text_BLD.dtype), counted=True)
+            return text_BLD.masked_scatter(is_image_BL[..., None], image_NPD.to(text_BLD.dtype))
+        if not self.training:
+            return text_BLD
+        # Under ZeRO-3 every rank must run every module: a text-only batch runs the image side on a
+        # blank that reaches neither the loss nor a router statistic.
+        size = self.config.vision.image_size
+        shape = (3, size, size) if image_features is None else image_features.shape[1:]
+        blank = torch.zeros(1, *shape, device=text_BLD.device, dtype=text_BLD.dtype)
+        return text_BLD + 0.0 * self._image_embeddings(blank, counted=False).sum()
 
-    def _image_embeddings(self, pixels_N3HW: Tensor, *, counted: bool) -> Tensor:
+    def _image_embeddings(self, given: Tensor, *, counted: bool) -> Tensor:
+        """Of pixels (N, 3, H, W), or of features (N, P, V), which only the projector sees."""
         layers = self.moe_layers()
         for layer in layers.get("vision", ()):
-            num_tokens = len(pixels_N3HW) * self.vision.tokens_per_image()
-            layer.mask_T = pixels_N3HW.new_full((num_tokens,), counted, dtype=torch.bool)
+            num_tokens = len(given) * self.vision.tokens_per_image()
+            layer.mask_T = given.new_full((num_tokens,), counted, dtype=torch.bool)
         for layer in layers.get("projector", ()):
-            num_tokens = len(pixels_N3HW) * self.config.vision.num_patches
-            layer.mask_T = pixels_N3HW.new_full((num_tokens,), counted, dtype=torch.bool)
-        return self.projector(self.vision(pixels_N3HW))
+            num_tokens = len(given) * self.config.vision.num_patches
+            layer.mask_T = given.new_full((num_tokens,), counted, dtype=torch.bool)
+        return self.projector(self.vision(given) if given.dim() == 4 else given)
 
     def _check_placeholders(self, num_tokens: int, num_images: int) -> None:
         patches = self.config.vision.num_patches
@@ -218,6 +228,8 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 0,
+        image_features: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> LlavaCompeteOutput:
         """Language loss plus router losses, or logits where there are no ``labels``.
 
@@ -225,7 +237,9 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ``labels`` are IGNORED off the answers and aligned with ``input_ids``. With
         ``num_items_in_batch``, the answer tokens of all micro-batches and ranks of an optimizer
         step, losses are this batch's share, so that shares add up to one large batch's loss.
-        With labels, logits are computed at answers only and not returned.
+        With labels, logits are computed at answers only and not returned. ``image_features``
+        (N, P, V) from a cache stand for ``pixel_values``. With ``packing`` a sequence holds several
+        rows: none sees another, positions begin anew in each, and a router's sequence is a row.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -233,11 +247,16 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for layer in layers:
                 layer.routing = None  # a layer that does not run now has nothing to say
                 layer.recording = True
-        embeddings_BLD = self.embed(input_ids, pixel_values)
+        embeddings_BLD = self.embed(input_ids, pixel_values, image_features)
         for layer in self.moe_layers().get(LANGUAGE, ()):
             layer.mask_T = attention_mask.reshape(-1).bool()
+            layer.sequences = None
+            if packing is not None:
+                layer.sequences = Sequences(packing.longest, packing.starts_Q)
         hidden_BLD = self.language_model.get_decoder()(
-            inputs_embeds=embeddings_BLD, attention_mask=attention_mask, use_cache=False
+            inputs_embeds=embeddings_BLD,
+            use_cache=False,
+            **_attention_arguments(attention_mask, packing),
         ).last_hidden_state
         if labels is None:
             kept = hidden_BLD[:, -logits_to_keep:] if logits_to_keep else hidden_BLD
@@ -332,6 +351,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.check_causal()
         for layer in self.moe_layers().get(LANGUAGE, ()):
             layer.mask_T = None  # of the last forward; a decoding step has another shape
+            layer.sequences = None
         generation_config = copy.deepcopy(self.generation_config)
         model_kwargs = generation_config.update(**kwargs)
         if self_contrast is not None:
@@ -345,6 +365,24 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             generation_config=generation_config,
             **model_kwargs,
         )
+
+
+def _attention_arguments(mask_BL: Tensor, packing: Packing | None) -> dict[str, Any]:
+    """What tells a decoder which tokens see each other.
+
+    Of a packed batch transformers makes the mask from positions that begin anew, where no other
+    is given; flash attention reads the rows' beginnings instead.
+    """
+    if packing is None:
+        return {"attention_mask": mask_BL}
+    return {
+        "attention_mask": None,
+        "position_ids": packing.position_ids,
+        "cu_seq_lens_q": packing.starts_Q,
+        "cu_seq_lens_k": packing.starts_Q,
+        "max_length_q": packing.longest,
+        "max_length_k": packing.longest,
+    }
 
 
 def _counted(layer: MoELayer) -> Tensor:

@@ -1,6 +1,6 @@
 """LLaVA rows -> messages -> tensors."""
 
-from llava_compete.data.collate import Collator
+from llava_compete.data.collate import Collator, Packing
 from llava_compete.data.dataset import LlavaDataset
 from llava_compete.data.encode import IGNORED, encode
 from llava_compete.data.files import read_rows
@@ -12,6 +12,7 @@ __all__ = [
     "Collator",
     "ImageFolder",
     "LlavaDataset",
+    "Packing",
     "encode",
     "image_files",
     "read_rows",

@@ -1,9 +1,11 @@
 """Encoded conversations -> one batch.
 
-B batch, N images in the batch, L sequence, H and W pixels.
+B sequences, R rows packed into them, N images in the batch, L sequence, H and W pixels, P patches
+an image of V numbers.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,27 +13,74 @@ from transformers import LlavaProcessor
 
 from llava_compete.data.encode import IGNORED
 
+Sample = Mapping[str, Any]
+
+
+class Packing(NamedTuple):
+    """Where rows, and the padding behind them, lie in the sequences of a packed batch.
+
+    ``starts_Q`` and ``longest`` are what flash attention calls cu_seq_lens and max_length.
+    """
+
+    position_ids: Tensor  # int64 (B, L); 0 where a row, or the padding of a sequence, begins
+    starts_Q: Tensor  # int32 (R + paddings + 1,): their beginnings in the B*L tokens, and B*L
+    longest: int  # tokens of the longest of them
+
 
 class Collator:
-    """Encoded conversations -> one right-padded batch; text-only ones may stand beside others."""
+    """Encoded conversations -> one right-padded batch; text-only ones may stand beside others.
+
+    A list of conversations in place of one is packed into one sequence.
+    """
 
     def __init__(self, processor: LlavaProcessor) -> None:
         self.pad_token_id = processor.tokenizer.pad_token_id
 
-    def __call__(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def __call__(self, samples: Sequence[Sample | Sequence[Sample]]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels`` int64 (B, L); ``pixel_values`` (N,3,H,W).
 
-        ``pixel_values`` is absent where no sample has a picture.
+        Of samples with cached features ``image_features`` (N, P, V) stand for ``pixel_values``;
+        ``packing`` is there for packs, ``skipped`` where a row was replaced by another. What no
+        sample has is absent.
         """
-        batch = {
-            "input_ids": _pad([s["input_ids"] for s in samples], self.pad_token_id),
-            "attention_mask": _pad([torch.ones_like(s["input_ids"]) for s in samples], 0),
-            "labels": _pad([s["labels"] for s in samples], IGNORED),
+        packed = isinstance(samples[0], Sequence)
+        packs = [_as_pack(sample, packed=packed) for sample in samples]
+        rows = [row for pack in packs for row in pack]
+        ids = [torch.cat([row["input_ids"] for row in pack]) for pack in packs]
+        labels = [torch.cat([row["labels"] for row in pack]) for pack in packs]
+        batch: dict[str, Any] = {
+            "input_ids": _pad(ids, self.pad_token_id),
+            "attention_mask": _pad([torch.ones_like(sequence) for sequence in ids], 0),
+            "labels": _pad(labels, IGNORED),
         }
-        pixels = [s["pixel_values"] for s in samples if "pixel_values" in s]
-        if pixels:
-            batch["pixel_values"] = torch.cat(pixels)
+        if packed:
+            lengths = [[len(row["input_ids"]) for row in pack] for pack in packs]
+            batch["packing"] = lay_out(lengths)
+        for name in ("pixel_values", "image_features"):
+            if found := [row[name] for row in rows if name in row]:
+                batch[name] = torch.cat(found)
+        if skipped := [record for row in rows for record in row.get("skipped", ())]:
+            batch["skipped"] = skipped
         return batch
+
+
+def lay_out(lengths: Sequence[Sequence[int]]) -> Packing:
+    """The Packing of sequences whose rows have these ``lengths``, in their order."""
+    longest = max(sum(pack) for pack in lengths)
+    segments = [
+        [*pack, longest - sum(pack)] if sum(pack) < longest else list(pack) for pack in lengths
+    ]
+    flat = torch.tensor([length for pack in segments for length in pack])
+    starts_Q = torch.cat([flat.new_zeros(1), flat.cumsum(0)])
+    begins_T = starts_Q[:-1].repeat_interleave(flat)
+    position_T = torch.arange(len(begins_T)) - begins_T
+    return Packing(position_T.view(len(lengths), longest), starts_Q.int(), int(flat.max()))
+
+
+def _as_pack(sample: Sample | Sequence[Sample], *, packed: bool) -> Sequence[Sample]:
+    if isinstance(sample, Sequence) != packed:
+        raise TypeError("a batch is of conversations or of packs of them, not of both")
+    return sample if isinstance(sample, Sequence) else [sample]
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

@@ -5,6 +5,7 @@ from llava_compete.moe.experts import Experts
 from llava_compete.moe.layer import MoELayer
 from llava_compete.moe.routers import ROUTERS, Router, Routing, RoutingContext
 from llava_compete.moe.schedule import CompetitionSchedule
+from llava_compete.moe.sequences import Sequences
 
 __all__ = [
     "ROUTERS",
@@ -16,4 +17,5 @@ __all__ = [
     "Routing",
     "RoutingChange",
     "RoutingContext",
+    "Sequences",
 ]

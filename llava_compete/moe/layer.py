@@ -10,6 +10,7 @@ from llava_compete.moe.config import MoEConfig
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.losses import choice_share
 from llava_compete.moe.routers import ROUTERS, Router, RouterSpec, Routing, RoutingContext
+from llava_compete.moe.sequences import Sequences
 
 
 class MoELayer(nn.Module):
@@ -25,6 +26,7 @@ class MoELayer(nn.Module):
     competing: bool = False  # set by the trainer for one optimizer step
     mask_T: Tensor | None = None  # set by the model before the forward, holds until its backward
     token_ids_T: Tensor | None = None  # likewise, for a router that needs them
+    sequences: Sequences | None = None  # likewise, where they are packed
     first_choice_T: Tensor | None = None  # left by the last forward for the layer behind
     routing: Routing | None = None  # left by the last forward; the model takes it
     weak_rank: int | None = None  # set by self_contrast for the span of a weak pass
@@ -60,11 +62,14 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
+        sequences = self.sequences
+        if sequences is None and x.dim() == 3:
+            sequences = Sequences(x.shape[-2])
         # Competition is a way of training: an evaluation between two steps must not see it.
         context = RoutingContext(
             mask_T=self.mask_T,
             competing=self.competing and self.training,
-            sequence=x.shape[-2] if x.dim() == 3 else None,
+            sequences=sequences,
             token_ids_T=self.token_ids_T,
             previous_T=self._previous[0].first_choice_T if self._previous else None,
             recording=self.recording,

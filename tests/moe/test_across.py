@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from llava_compete.moe import ROUTERS, Experts, MoEConfig, MoELayer, RoutingContext
 from llava_compete.moe.routers import RouterSpec
 from llava_compete.moe.routers.across import best_pairs, best_tokens, grouped, places
+from llava_compete.moe.sequences import Sequences
 from llava_compete.processor import prompt_batch
 from tests import tiny
 
@@ -41,7 +42,8 @@ def make_layer(name, top_k=K, identical=False, **options):
 
 
 def route(router, x_TD, mask_T=None, sequence=None):
-    return router(x_TD, None, RoutingContext(mask_T=mask_T, sequence=sequence))
+    sequences = None if sequence is None else Sequences(sequence)
+    return router(x_TD, None, RoutingContext(mask_T=mask_T, sequences=sequences))
 
 
 def best_by_loop(cells, count):
@@ -55,7 +57,7 @@ def test_every_expert_takes_its_best_kept_tokens(num_experts, top_k, ties):
     scores_TE = torch.randn(T, num_experts, dtype=torch.float64)
     if ties:
         scores_TE = scores_TE.round()
-    chosen_GSE = best_tokens(grouped(scores_TE, S, MASK), top_k)
+    chosen_GSE = best_tokens(grouped(scores_TE, Sequences(S), MASK), top_k)
     for group in range(G):
         rows = range(group * S, group * S + S)
         kept = [row for row in rows if MASK[row]]
@@ -73,7 +75,7 @@ def test_the_best_pairs_of_a_group_are_taken(num_experts, top_k, ties):
     scores_TE = torch.randn(T, num_experts, dtype=torch.float64)
     if ties:
         scores_TE = scores_TE.round()
-    chosen_GSE = best_pairs(grouped(scores_TE, S, MASK), top_k)
+    chosen_GSE = best_pairs(grouped(scores_TE, Sequences(S), MASK), top_k)
     for group in range(G):
         kept = [row for row in range(group * S, group * S + S) if MASK[row]]
         cells = [(scores_TE[row, e].item(), (row, e)) for row in kept for e in range(num_experts)]
@@ -85,7 +87,7 @@ def test_the_best_pairs_of_a_group_are_taken(num_experts, top_k, ties):
 
 def test_of_equal_scores_the_earlier_token_comes_first_and_then_the_lower_expert():
     assert places(torch.tensor([1.0, 3.0, 1.0, 3.0])).tolist() == [2, 0, 3, 1]
-    groups = grouped(torch.zeros(4, 3), 4, None)
+    groups = grouped(torch.zeros(4, 3), Sequences(4), None)
     assert best_tokens(groups, 1)[0].tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
     assert (
         best_pairs(groups, 1)[0].tolist() == [[True] * 3, [True, False, False]] + [[False] * 3] * 2
@@ -95,12 +97,12 @@ def test_of_equal_scores_the_earlier_token_comes_first_and_then_the_lower_expert
 @pytest.mark.parametrize("choose", [best_tokens, best_pairs])
 def test_padding_is_never_chosen_whatever_is_in_it(choose):
     scores_TE = torch.randn(T, E)
-    wanted_GSE = choose(grouped(scores_TE, S, MASK), K)
+    wanted_GSE = choose(grouped(scores_TE, Sequences(S), MASK), K)
     for rubbish in (1e30, float("inf"), float("nan")):
         filled_TE = torch.where(MASK[:, None], scores_TE, rubbish)
-        assert torch.equal(choose(grouped(filled_TE, S, MASK), K), wanted_GSE)
+        assert torch.equal(choose(grouped(filled_TE, Sequences(S), MASK), K), wanted_GSE)
     assert not wanted_GSE.flatten(0, 1)[~MASK].any()
-    assert not choose(grouped(scores_TE, S, torch.zeros_like(MASK)), K).any()
+    assert not choose(grouped(scores_TE, Sequences(S), torch.zeros_like(MASK)), K).any()
 
 
 @every_name

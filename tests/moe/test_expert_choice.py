@@ -11,11 +11,12 @@ from torch.testing import assert_close
 
 from llava_compete.moe import ROUTERS, MoEConfig, RoutingContext
 from llava_compete.moe.routers import RouterSpec
+from llava_compete.moe.sequences import Sequences
 
 G, S, D = 3, 7, 8
 T = G * S
 MASK = torch.tensor([True] * 7 + [False] * 3 + [True] * 4 + [True] + [False] * 6)
-CONTEXT = RoutingContext(mask_T=MASK, sequence=S)
+CONTEXT = RoutingContext(mask_T=MASK, sequences=Sequences(S))
 shapes = pytest.mark.parametrize(("num_experts", "top_k"), [(4, 2), (5, 2), (3, 3), (8, 1)])
 precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
@@ -97,7 +98,7 @@ def test_a_forward_is_the_route_of_its_float32_logits():
 
 def test_every_expert_gets_as_many_tokens():
     x_TD = 30 * torch.randn(T, D)
-    ids_TK = make_router()(x_TD, None, RoutingContext(sequence=S)).ids_TK
+    ids_TK = make_router()(x_TD, None, RoutingContext(sequences=Sequences(S))).ids_TK
     counts_GE = (ids_TK != 4).view(G, S, 4).sum(dim=1)
     assert (counts_GE == math.ceil(S * 2 / 4)).all()
 

@@ -10,12 +10,13 @@ from llava_compete import load, save
 from llava_compete.moe import ROUTERS, MoEConfig, RoutingContext
 from llava_compete.moe.routers import RouterSpec, expert_race
 from llava_compete.moe.routers.expert_race import similarity
+from llava_compete.moe.sequences import Sequences
 from llava_compete.processor import prompt_batch
 from tests import tiny
 
 T, S, D = 21, 7, 8
 MASK = torch.tensor([True] * 7 + [False] * 3 + [True] * 4 + [True] + [False] * 6)
-CONTEXT = RoutingContext(mask_T=MASK, sequence=S)
+CONTEXT = RoutingContext(mask_T=MASK, sequences=Sequences(S))
 shapes = pytest.mark.parametrize(("num_experts", "top_k"), [(4, 2), (5, 2), (3, 3), (8, 1), (1, 1)])
 precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
@@ -129,7 +130,8 @@ def test_similarity_is_larger_where_experts_chosen_together_score_alike():
 def test_the_race_is_over_all_sequences_of_the_batch():
     router, x_TD = make_router(), torch.randn(T, D)
     x_TD[:S] *= 30
-    plain, whole = (router(x_TD, None, RoutingContext(sequence=size)) for size in (S, None))
+    contexts = (RoutingContext(sequences=Sequences(S)), RoutingContext())
+    plain, whole = (router(x_TD, None, context) for context in contexts)
     assert torch.equal(plain.ids_TK, whole.ids_TK)
     counts_T = (plain.ids_TK != 4).sum(dim=-1)
     assert counts_T.sum() == plain.most_pairs == T * 2

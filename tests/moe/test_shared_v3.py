@@ -13,6 +13,7 @@ from llava_compete import load, save, upcycle_model
 from llava_compete.moe import ROUTERS, Experts, MoEConfig, RoutingContext
 from llava_compete.moe.routers import RouterSpec, shared_v3
 from llava_compete.moe.routers.shared_v3 import sequence_balance
+from llava_compete.moe.sequences import Sequences
 from tests import tiny
 
 B, S, D = 3, 6, 8
@@ -93,7 +94,7 @@ def test_choice_weights_loss_and_gradients_equal_the_loop(num_experts, top_k, op
     router = make_router(num_experts, top_k, **options).to(precision)
     set_bias(router)
     x_TD, random_TE = (torch.randn(T, n, dtype=precision) for n in (D, num_experts))
-    routing = router(x_TD, EXPERTS, RoutingContext(mask_T=MASK, sequence=S))
+    routing = router(x_TD, EXPERTS, RoutingContext(mask_T=MASK, sequences=Sequences(S)))
     got_TE = torch.zeros(T, num_experts, dtype=precision)
     got_TE = got_TE.scatter(1, routing.ids_TK, routing.weights_TK)
     ((got_TE * random_TE).sum() + routing.losses["balance"]).backward()
@@ -107,7 +108,7 @@ def test_choice_weights_loss_and_gradients_equal_the_loop(num_experts, top_k, op
     assert_close(router.gate.weight.grad, weight_RD.grad.to(precision))
     if top_k < num_experts:  # else there is nothing to choose
         plain = make_router(num_experts, top_k, **options).to(precision)
-        unbiased = plain(x_TD, EXPERTS, RoutingContext(mask_T=MASK, sequence=S))
+        unbiased = plain(x_TD, EXPERTS, RoutingContext(mask_T=MASK, sequences=Sequences(S)))
         assert not torch.equal(unbiased.ids_TK, routing.ids_TK), "the bias is to change choices"
 
 
@@ -139,16 +140,20 @@ def test_the_balance_of_a_batch_is_the_mean_of_its_sequences():
     share_TR = torch.rand(T, 5).softmax(dim=-1)
     ids_TJ = torch.stack([torch.randperm(5)[:2] for _ in range(T)])
     alone = [
-        sequence_balance(share_TR[start : start + S], ids_TJ[start : start + S], S, None)
+        sequence_balance(share_TR[start : start + S], ids_TJ[start : start + S], Sequences(S), None)
         for start in range(0, T, S)
     ]
-    assert_close(sequence_balance(share_TR, ids_TJ, S, None), torch.stack(alone).mean())
-    assert not torch.isclose(sequence_balance(share_TR, ids_TJ, T, None), torch.stack(alone).mean())
+    assert_close(sequence_balance(share_TR, ids_TJ, Sequences(S), None), torch.stack(alone).mean())
+    assert not torch.isclose(
+        sequence_balance(share_TR, ids_TJ, Sequences(T), None), torch.stack(alone).mean()
+    )
 
 
 def test_the_balance_is_1_when_uniform():
     ids_TJ = torch.arange(10)[:, None] % 5
-    assert_close(sequence_balance(torch.full((10, 5), 0.2), ids_TJ, 10, None), torch.tensor(1.0))
+    assert_close(
+        sequence_balance(torch.full((10, 5), 0.2), ids_TJ, Sequences(10), None), torch.tensor(1.0)
+    )
 
 
 def micro_batches(steps=4, count=3):

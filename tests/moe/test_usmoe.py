@@ -11,12 +11,13 @@ from llava_compete import RoutingChange, load
 from llava_compete.moe import ROUTERS, MoEConfig, RoutingContext
 from llava_compete.moe.routers import RouterSpec
 from llava_compete.moe.routers.usmoe import unified_score
+from llava_compete.moe.sequences import Sequences
 from tests import tiny
 
 G, S, D = 3, 7, 8
 T = G * S
 MASK = torch.tensor([True] * 7 + [False] * 3 + [True] * 4 + [True] + [False] * 6)
-CONTEXT = RoutingContext(mask_T=MASK, sequence=S)
+CONTEXT = RoutingContext(mask_T=MASK, sequences=Sequences(S))
 shapes = pytest.mark.parametrize(("num_experts", "top_k"), [(4, 2), (5, 2), (3, 3), (8, 1)])
 precisions = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 

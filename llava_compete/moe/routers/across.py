@@ -15,6 +15,7 @@ from torch import Tensor
 from llava_compete.moe import losses
 from llava_compete.moe.routers.base import RouterSpec, Routing, RoutingContext
 from llava_compete.moe.routers.topk import TopKRouter
+from llava_compete.moe.sequences import Sequences
 from llava_compete.names import nearest
 
 SCOPES = ("sequence", "batch", "token")
@@ -27,14 +28,14 @@ class Groups(NamedTuple):
     kept_G: Tensor  # int64; how many count
 
 
-def grouped(scores_TE: Tensor, size: int, mask_T: Tensor | None) -> Groups:
-    """The scores in groups of ``size`` tokens; T must be a multiple of it."""
+def grouped(scores_TE: Tensor, sequences: Sequences, mask_T: Tensor | None) -> Groups:
+    """The scores, a group for each sequence."""
     kept_TE = torch.ones_like(scores_TE[:, :1], dtype=torch.bool)
     if mask_T is not None:
         kept_TE = mask_T[:, None]
     return Groups(
-        scores_GSE=scores_TE.masked_fill(~kept_TE, float("-inf")).unflatten(0, (-1, size)),
-        kept_G=kept_TE.view(-1, size).sum(dim=-1),
+        scores_GSE=sequences.split(scores_TE.masked_fill(~kept_TE, -torch.inf), -torch.inf),
+        kept_G=sequences.split(kept_TE, False).sum(dim=(1, 2)),
     )
 
 
@@ -148,11 +149,16 @@ class ScopeRouter(TopKRouter):
             if self.options.renormalise:
                 weights_TK = over_their_sum(weights_TK)
             return Routing(ids_TK, weights_TK.to(x_TD.dtype), {}, {}, scores_TE.detach())
-        size = len(x_TD)
-        if self.options.scope == "sequence" and context.sequence is not None:
-            size = context.sequence
-        chosen_GSE, most_pairs = self.choose(grouped(scores_TE.detach(), size, context.mask_T))
-        chosen_TE = chosen_GSE.flatten(0, 1)
+        num_tokens, num_experts = scores_TE.shape
+        sequences = Sequences(num_tokens)
+        if self.options.scope == "sequence" and context.sequences is not None:
+            sequences = context.sequences
+        groups = grouped(scores_TE.detach(), sequences, context.mask_T)
+        chosen_GSE, most_pairs = self.choose(groups)
+        chosen_TE = sequences.join(chosen_GSE, num_tokens)
+        # What fills a packed sequence is never chosen: a group takes n K pairs and at most E more.
+        rounded_up = len(groups.kept_G) * num_experts
+        most_pairs = min(most_pairs, num_tokens * self.spec.top_k + rounded_up)
         weights_TE = torch.where(chosen_TE, scores_TE, 0.0)
         if self.options.renormalise:
             weights_TE = over_their_sum(weights_TE)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_compete.moe.experts import Experts
+from llava_compete.moe.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RoutingContext:
 
     mask_T: Tensor | None = None  # bool; False: padding or a blank image, not to be counted
     competing: bool = False  # does this layer compete in this optimizer step?
-    sequence: int | None = None  # S, tokens of a sequence or picture; None: one holds them all
+    sequences: Sequences | None = None  # texts or pictures; None: one holds all tokens
     token_ids_T: Tensor | None = None  # int64 vocabulary ids; -1: an image token
     previous_T: Tensor | None = None  # int64 first choices of the part's MoE layer before
     recording: bool = True  # False where a backward runs the forward again: count nothing twice

@@ -12,6 +12,7 @@ from torch import Tensor
 from llava_compete.moe.routers.across import best_pairs, grouped, ragged
 from llava_compete.moe.routers.base import RouterSpec, Routing, RoutingContext, sum_over_ranks
 from llava_compete.moe.routers.topk import TopKRouter
+from llava_compete.moe.sequences import Sequences
 
 
 def similarity(probs_TE: Tensor, chosen_TE: Tensor, mask_T: Tensor | None = None) -> Tensor:
@@ -108,7 +109,7 @@ class ExpertRaceRouter(TopKRouter):
         return routing._replace(losses={"similarity": loss})
 
     def _race(self, logits_TE: Tensor, context: RoutingContext) -> Tensor:
-        groups = grouped(logits_TE, len(logits_TE), context.mask_T)
+        groups = grouped(logits_TE, Sequences(len(logits_TE)), context.mask_T)
         chosen_TE = best_pairs(groups, self.spec.top_k)[0]
         if context.recording:
             smallest = logits_TE.masked_fill(~chosen_TE, float("inf")).amin()

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers.base import RouterSpec, Routing, RoutingContext, sum_over_ranks
 from llava_compete.moe.routers.shared_v2 import SharedV2Router, with_shared
+from llava_compete.moe.sequences import Sequences
 
 BEST_OF_GROUP = 2  # a group's score is the sum of so many of its best biased scores
 
 
 def sequence_balance(
-    share_TR: Tensor, ids_TJ: Tensor, sequence: int, mask_T: Tensor | None
+    share_TR: Tensor, ids_TJ: Tensor, sequences: Sequences, mask_T: Tensor | None
 ) -> Tensor:
     """sum_i f_i P_i of each sequence (eq. 17-20), in the mean over those that keep a token.
 
@@ -30,11 +31,11 @@ def sequence_balance(
     kept_TR = torch.ones_like(share_TR[:, :1], dtype=torch.bool)
     if mask_T is not None:
         kept_TR = mask_T[:, None]
-    kept_BS1 = kept_TR.view(-1, sequence, 1)
+    kept_BS1 = sequences.split(kept_TR, False)
     tokens_B1 = kept_BS1.sum(dim=1)
     chosen_TR = F.one_hot(ids_TJ, num_routed).sum(dim=1).float()
     chosen_BSR, share_BSR = (
-        torch.where(kept_BS1, values_TR.view(-1, sequence, num_routed), 0.0)
+        torch.where(kept_BS1, sequences.split(values_TR, 0.0), 0.0)
         for values_TR in (chosen_TR, share_TR)
     )
     f_BR = chosen_BSR.sum(dim=1) * num_routed / (ids_TJ.shape[1] * tokens_B1.clamp(min=1))
@@ -129,8 +130,8 @@ class SharedV3Router(SharedV2Router):
         log_TR = F.logsigmoid(logits_TR)
         weights_TJ = log_TR.gather(1, ids_TJ).softmax(dim=-1) * self.options.scaling
         unbiased_TJ = logits_TR.topk(self.spec.top_k - 1, dim=-1).indices
-        sequence = len(x_TD) if context.sequence is None else context.sequence
-        balance = sequence_balance(log_TR.softmax(dim=-1), unbiased_TJ, sequence, context.mask_T)
+        sequences = context.sequences or Sequences(len(x_TD))
+        balance = sequence_balance(log_TR.softmax(dim=-1), unbiased_TJ, sequences, context.mask_T)
         return with_shared(
             Routing(ids_TJ, weights_TJ.to(x_TD.dtype), {"balance": balance}, {}, scores_TR)
         )
