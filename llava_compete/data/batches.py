@@ -1,0 +1,193 @@
+"""Which rows of an epoch make which batch, on each rank.
+
+N rows of the data, P packs, S global batches (one batch of every rank).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from llava_compete.names import nearest
+
+BATCHINGS = ("shuffled", "length_grouped", "packed")
+WINDOW = 64  # global batches whose rows are sorted by length together
+
+Ints = NDArray[np.integer]
+
+
+class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
+    """The batches of one rank: lists of row numbers, or of packs, which are tuples of them.
+
+    ``shuffled``: a permutation of the rows, cut into batches: the order of accelerate's
+    SeedableRandomSampler and BatchSamplerShard.
+    ``length_grouped``: the permutation in windows of WINDOW global batches, each sorted by length
+    and cut into global batches, which then come in random order: the ranks of one step get rows of
+    nearly one length.
+    ``packed``: the rows in packs of at most ``max_length`` tokens (best fit decreasing over the
+    epoch), which come in random order; a batch is ``batch_size`` packs. Which lengths lie together
+    is the same in every epoch, which of the rows of one length is drawn anew.
+
+    A function of (``seed``, ``epoch``) alone, ranks differing only in the part they take. Every
+    row comes once an epoch. What lacks to the last global batch is filled up from the epoch's
+    beginning where there are several ranks, as accelerate does; a single rank has a shorter last
+    batch. ``lengths`` are tokens of a row; ValueError where one is longer than ``max_length``.
+    """
+
+    epoch: int = 0  # set by set_epoch; holds until its next call
+
+    def __init__(
+        self,
+        lengths: Ints,
+        *,
+        batching: str,
+        batch_size: int,
+        max_length: int | None,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batching not in BATCHINGS:
+            raise ValueError(f"batching={batching!r} is not known{nearest(batching, BATCHINGS)}")
+        if batching == "packed" and max_length is None:
+            raise ValueError(
+                "batching=packed fills sequences up to max_length, which is not given: set it"
+            )
+        self.lengths_N: Ints = np.asarray(lengths, dtype=np.int32)
+        _check_lengths(self.lengths_N, max_length)
+        self.batching = batching
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        if batching == "packed":
+            assert max_length is not None
+            self._packing = best_fit_decreasing(self.lengths_N, max_length)
+
+    @property
+    def num_units(self) -> int:
+        """What a batch is counted in: packs of an epoch where it is packed, else rows."""
+        return self._packing.num_packs if self.batching == "packed" else len(self.lengths_N)
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same in every epoch and on every rank."""
+        return -(-self.num_units // (self.batch_size * self.world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration goes through this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int] | list[tuple[int, ...]]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows_N = _permutation(len(self.lengths_N), generator)
+        if self.batching == "packed":
+            rows_N, ends_P = self._packing.fill(rows_N, self.lengths_N, generator)
+            for packs in self._numbers():
+                yield [tuple(rows_N[ends_P[pack] : ends_P[pack + 1]].tolist()) for pack in packs]
+            return
+        if self.batching == "length_grouped":
+            step = self.batch_size * self.world_size
+            rows_N = _group_by_length(rows_N, self.lengths_N, step, generator)
+        for numbers in self._numbers():
+            yield rows_N[numbers].tolist()
+
+    def _numbers(self) -> Iterator[Ints]:
+        """The places in the epoch's order that each batch of this rank takes."""
+        units = self.num_units
+        for step in range(len(self)):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            last = first + self.batch_size
+            if self.world_size == 1:
+                last = min(last, units)
+            yield np.arange(first, last) % units
+
+
+class Packing(NamedTuple):
+    """Which pack each row lies in, the rows standing by descending length."""
+
+    pack_N: Ints  # int32
+    num_packs: int
+
+    def fill(self, order_N: Ints, lengths_N: Ints, generator: torch.Generator) -> tuple[Ints, Ints]:
+        """The rows pack by pack, packs in random order, and the ends (P+1,) of the packs.
+
+        Rows of equal length take their places in the order of ``order_N``.
+        """
+        longest_first_N = order_N[np.argsort(-lengths_N[order_N], kind="stable")]
+        place_N = _permutation(self.num_packs, generator)[self.pack_N]
+        rows_N = longest_first_N[np.argsort(place_N, kind="stable")]
+        ends_P = np.concatenate([[0], np.cumsum(np.bincount(place_N, minlength=self.num_packs))])
+        return rows_N, ends_P
+
+
+def best_fit_decreasing(lengths_N: Ints, capacity: int) -> Packing:
+    """Longest first, each into the fullest pack that still has room for it, else into a new one.
+
+    For many rows at most 11/9 of the fewest packs possible (Johnson et al. 1974). The packs depend
+    on which lengths there are, not on their order. Packs with equal room are kept together, and
+    rows of equal length are placed together: the fullest pack that fits stays the fullest until it
+    has taken ``room // length`` of them.
+    """
+    sizes, counts = np.unique(lengths_N, return_counts=True)
+    open_packs: dict[int, list[Ints]] = defaultdict(list)  # by the room left
+    rooms = 0  # bit s: some pack has room for s more
+    num_packs = 0
+    placed: list[Ints] = []
+
+    def put(packs: Ints, room: int) -> None:
+        nonlocal rooms
+        if len(packs) and room:
+            open_packs[room].append(packs)
+            rooms |= 1 << room
+
+    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while count:
+            if fitting := rooms >> size:
+                room = size + (fitting & -fitting).bit_length() - 1
+                packs = open_packs[room].pop()
+                if not open_packs[room]:
+                    rooms ^= 1 << room
+            else:
+                room = capacity
+                packs = np.arange(num_packs, num_packs - (-count // (room // size)), dtype=np.int32)
+                num_packs += len(packs)
+            each = room // size
+            taken = min(count, each * len(packs))
+            full, rest = divmod(taken, each)
+            placed.append(np.repeat(packs, each)[:taken])
+            put(packs[:full], room - each * size)
+            put(packs[full : full + 1] if rest else packs[:0], room - rest * size)
+            put(packs[full + bool(rest) :], room)
+            count -= taken
+    return Packing(np.concatenate(placed), num_packs)
+
+
+def _group_by_length(rows_N: Ints, lengths_N: Ints, step: int, generator: torch.Generator) -> Ints:
+    """Global batches of ``step`` rows of near length in random order; an incomplete one is last."""
+    window_N = np.arange(len(rows_N)) // (WINDOW * step)
+    rows_N = rows_N[np.lexsort((lengths_N[rows_N], window_N))]
+    whole = len(rows_N) // step
+    rows_SB = rows_N[: whole * step].reshape(whole, step)
+    return np.concatenate([rows_SB[_permutation(whole, generator)].ravel(), rows_N[whole * step :]])
+
+
+def _permutation(n: int, generator: torch.Generator) -> Ints:
+    return torch.randperm(n, generator=generator).numpy().astype(np.int32)
+
+
+def _check_lengths(lengths_N: Ints, max_length: int | None) -> None:
+    if not len(lengths_N):
+        raise ValueError("no rows to make batches of")
+    if lengths_N.min() < 1:
+        row = int(lengths_N.argmin())
+        raise ValueError(f"row {row} has length {lengths_N[row]}; a row has at least one token")
+    if max_length is not None and lengths_N.max() > max_length:
+        row = int(lengths_N.argmax())
+        raise ValueError(
+            f"row {row} has {lengths_N[row]} tokens, more than max_length={max_length}: raise "
+            f"max_length or exclude the row"
+        )
