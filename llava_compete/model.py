@@ -371,7 +371,7 @@ def _attention_arguments(mask_BL: Tensor, packing: Packing | None) -> dict[str, 
     """What tells a decoder which tokens see each other.
 
     Of a packed batch transformers makes the mask from positions that begin anew, where no other
-    is given; flash attention reads the rows' beginnings instead.
+    is given; flash attention and packed_sdpa read where the rows lie instead.
     """
     if packing is None:
         return {"attention_mask": mask_BL}
@@ -382,6 +382,7 @@ def _attention_arguments(mask_BL: Tensor, packing: Packing | None) -> dict[str, 
         "cu_seq_lens_k": packing.starts_Q,
         "max_length_q": packing.longest,
         "max_length_k": packing.longest,
+        "row_lengths": packing.lengths,
     }
 
 

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from llava_compete import ROUTERS
 from llava_compete.data import Collator, encode, to_messages
+from llava_compete.packed_attention import PACKED_SDPA
 from tests import tiny
 from tests.tiny import compete
 
@@ -97,13 +98,37 @@ def test_losses_gradients_and_router_state_are_those_of_the_rows_side_by_side(
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED_SDPA])
 def test_every_family_keeps_packed_rows_apart(moe, family, attention):
     model, processor = moe(family)
-    model.language_model.set_attn_implementation(attention)
     plain, packed = both_batches(processor)
     compete(model, True)
-    assert_same_step(step(model, packed), step(model, plain))
+    wanted = step(model, plain)
+    model.language_model.set_attn_implementation(attention)
+    assert_same_step(step(model, packed), wanted)
+
+
+@pytest.mark.parametrize("window", [8, 60])
+def test_rows_longer_than_a_sliding_window_see_no_further(moe, window):
+    model, processor = moe("mistral")
+    model.language_model.config.sliding_window = window
+    plain, packed = both_batches(processor)
+    assert any(length < 60 for length in packed["packing"].lengths[:2])
+    assert packed["packing"].longest > 60
+    compete(model, True)
+    wanted = step(model, plain)
+    model.language_model.set_attn_implementation(PACKED_SDPA)
+    assert_same_step(step(model, packed), wanted)
+    model.language_model.config.sliding_window = 4096
+    assert not torch.equal(step(model, packed)[0].loss, wanted[0].loss)
+
+
+def test_attention_by_row_is_refused_where_there_are_no_packed_rows(dense):
+    model, processor = dense()
+    plain, _ = both_batches(processor)
+    model.language_model.set_attn_implementation(PACKED_SDPA)
+    with pytest.raises(ValueError, match="'packed_sdpa' is for packed batches; use 'sdpa'"):
+        model(**plain)
 
 
 def test_with_activation_checkpointing_a_packed_step_is_the_same(moe):

@@ -19,12 +19,17 @@ Sample = Mapping[str, Any]
 class Packing(NamedTuple):
     """Where rows, and the padding behind them, lie in the sequences of a packed batch.
 
-    ``starts_Q`` and ``longest`` are what flash attention calls cu_seq_lens and max_length.
+    ``starts_Q`` is what flash attention calls cu_seq_lens.
     """
 
     position_ids: Tensor  # int64 (B, L); 0 where a row, or the padding of a sequence, begins
     starts_Q: Tensor  # int32 (R + paddings + 1,): their beginnings in the B*L tokens, and B*L
-    longest: int  # tokens of the longest of them
+    lengths: tuple[int, ...]  # theirs, known to the host
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest of them."""
+        return max(self.lengths)
 
 
 class Collator:
@@ -74,7 +79,7 @@ def lay_out(lengths: Sequence[Sequence[int]]) -> Packing:
     starts_Q = torch.cat([flat.new_zeros(1), flat.cumsum(0)])
     begins_T = starts_Q[:-1].repeat_interleave(flat)
     position_T = torch.arange(len(begins_T)) - begins_T
-    return Packing(position_T.view(len(lengths), longest), starts_Q.int(), int(flat.max()))
+    return Packing(position_T.view(len(lengths), longest), starts_Q.int(), tuple(flat.tolist()))
 
 
 def _as_pack(sample: Sample | Sequence[Sample], *, packed: bool) -> Sequence[Sample]:
