@@ -2,7 +2,17 @@
 
 from llava_compete.data.collate import Collator, Packing
 from llava_compete.data.dataset import LlavaDataset
-from llava_compete.data.encode import IGNORED, encode
+from llava_compete.data.encode import (
+    IGNORED,
+    Measure,
+    Tokens,
+    encode,
+    image_tokens,
+    measure,
+    processor_fingerprint,
+    tokenise,
+)
+from llava_compete.data.exclude import Exclusion, read_exclusions, write_exclusions
 from llava_compete.data.files import read_rows
 from llava_compete.data.images import ImageFolder
 from llava_compete.data.rows import image_files, to_messages
@@ -10,11 +20,20 @@ from llava_compete.data.rows import image_files, to_messages
 __all__ = [
     "IGNORED",
     "Collator",
+    "Exclusion",
     "ImageFolder",
     "LlavaDataset",
+    "Measure",
     "Packing",
+    "Tokens",
     "encode",
     "image_files",
+    "image_tokens",
+    "measure",
+    "processor_fingerprint",
+    "read_exclusions",
     "read_rows",
     "to_messages",
+    "tokenise",
+    "write_exclusions",
 ]
