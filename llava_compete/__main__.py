@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,7 +107,7 @@ def _first_images(file: Path | None, root: Path | None, most: int = 64) -> list[
         return []
     if root is None:
         raise ValueError(f"calibration_data={file} needs image_folder, the root of its images")
-    rows = [row for row in read_rows(file) if image_files(row)][:most]
+    rows = list(itertools.islice((row for row in read_rows(file) if image_files(row)), most))
     images = ImageFolder(root)
     return [images.open(image_files(row)[0], str(row.get("id"))) for row in rows]
 
@@ -261,12 +263,48 @@ def routing_verb(argv: Sequence[str]) -> None:
         print(path)
 
 
+def cache_features_verb(argv: Sequence[str]) -> None:
+    """Features of a frozen image tower, made once for trainings that do not train it."""
+    parser = argparse.ArgumentParser(
+        prog="llava-compete cache-features",
+        description=f"{cache_features_verb.__doc__} Also under torchrun.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="checkpoint directory; only its image tower is read")
+    add("data", type=Path, nargs="+", help="data files whose pictures are meant")
+    add("--image_folder", type=Path, required=True, help="root of the rows' image files")
+    add("--output", type=Path, required=True, help="folder; what is whole in it stays")
+    add("--linked_folders", type=Path, nargs="*", default=[], help="as in training")
+    add(
+        "--exclude", type=Path, nargs="*", default=[], help="as in training, one for each data file"
+    )
+    add("--batch_size", type=int, default=32, help="pictures of a forward")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="tower and features")
+    add("--num_workers", type=int, default=4, help="processes that open pictures")
+    args = parser.parse_args(argv)
+
+    from llava_compete.cache_features import cache_features
+
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cache = cache_features(**vars(args), rank=rank, world_size=world_size)
+    if cache is None:
+        print(f"rank {rank}: its shards are there, other processes are still at theirs")
+    else:
+        info = cache.info
+        print(
+            f"{args.output}: {len(cache):,} pictures, {info.num_patches} x {info.width} "
+            f"{info.dtype} each, {info.num_shards} shards"
+        )
+
+
 VERBS = {
     "compose": compose_verb,
     "upcycle": upcycle_verb,
     "count": count_verb,
     "train": train_verb,
     "routing": routing_verb,
+    "cache-features": cache_features_verb,
 }
 
 
@@ -277,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Compose, upcycle, count and train LLaVA-style models with mixtures of "
         "experts. Evaluation: python -m eval. Data: python -m data_prep.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:10} {verb.__doc__}" for name, verb in VERBS.items()),
+        epilog="\n".join(f"{name:14} {verb.__doc__}" for name, verb in VERBS.items()),
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the below")
     args = parser.parse_args(argv[:1])

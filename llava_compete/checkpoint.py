@@ -246,8 +246,11 @@ def _check_loaded(
         )
 
 
-def read_config(path: Path) -> LlavaCompeteConfig:
-    """config.json of a checkpoint directory; ValueError where it or another file is missing."""
+def read_config(path: Path, *, weights: bool = True) -> LlavaCompeteConfig:
+    """config.json of a checkpoint directory; ValueError where it or another file is missing.
+
+    Without ``weights`` only what a processor needs must be there.
+    """
     if not path.is_dir():
         raise ValueError(f"checkpoint {path} is not a directory")
     config_file = path / "config.json"
@@ -260,14 +263,18 @@ def read_config(path: Path) -> LlavaCompeteConfig:
             f"{LlavaCompeteConfig.model_type!r}: `llava-compete compose` makes one of a language "
             f"model and an image tower"
         )
-    index = path / "model.safetensors.index.json"
-    weights = {"model.safetensors"}
-    if index.is_file():
-        weights = set(json.loads(index.read_text())["weight_map"].values())
-    needed = [*sorted(weights), "processor_config.json", "tokenizer_config.json"]
+    needed = [*(weight_files(path) if weights else []), "processor_config.json", "tokenizer_config.json"]
     if missing := [name for name in needed if not (path / name).is_file()]:
         raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")
     return LlavaCompeteConfig.from_pretrained(path)
+
+
+def weight_files(path: Path) -> list[str]:
+    """Names of the files that hold the weights of a checkpoint directory."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
 @contextmanager

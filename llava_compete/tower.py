@@ -1,0 +1,81 @@
+"""The image tower of a checkpoint by itself, and the key of the features that it makes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoProcessor, LlavaProcessor
+
+from llava_compete.checkpoint import read_config, weight_files
+from llava_compete.data.features import FeatureKey
+from llava_compete.vision import ImageTower
+
+PREFIX = "vision."  # of the tower's tensors in a checkpoint
+
+
+class Tower(NamedTuple):
+    """What turns pictures into features, and the key of those."""
+
+    model: ImageTower  # float32, frozen
+    processor: LlavaProcessor
+    key: FeatureKey
+
+
+def load_tower(checkpoint: Path) -> Tower:
+    """The image tower of a checkpoint directory, and nothing else of its weights.
+
+    ValueError for a tower with experts: their routers have to run in training.
+    """
+    config = read_config(checkpoint)
+    if "vision" in config.moe_configs:
+        raise ValueError(
+            f"checkpoint {checkpoint}: its image tower has experts, whose routers have to run in "
+            f"training: features of a dense tower alone can be cached"
+        )
+    model = ImageTower(config.vision)
+    weights = _tower_weights(checkpoint)
+    if set(weights) != set(model.state_dict()):
+        differing = sorted(set(weights) ^ set(model.state_dict()))
+        raise ValueError(f"checkpoint {checkpoint} does not fit its config.json: {differing[:5]}")
+    model.load_state_dict(weights)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    key = FeatureKey(
+        tower=fingerprint(weights),
+        vision=_plain(config.vision.to_dict()),
+        image_processor=_plain(processor.image_processor.to_dict()),
+    )
+    return Tower(model.requires_grad_(False).eval(), processor, key)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(values))
+
+
+def _tower_weights(checkpoint: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(checkpoint):
+        try:
+            with safe_open(checkpoint / file, framework="pt") as opened:
+                names = [name for name in opened.keys() if name.startswith(PREFIX)]  # noqa: SIM118
+                weights |= {name.removeprefix(PREFIX): opened.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise ValueError(f"checkpoint {checkpoint} is damaged: {error}") from error
+    return weights
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of the tensors' names, shapes and float32 values, by name.
+
+    A checkpoint that was saved in bfloat16 and one that holds the same numbers in float32 agree.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        plain = value.float() if value.is_floating_point() else value
+        digest.update(f"{name} {list(plain.shape)} {plain.dtype}\n".encode())
+        digest.update(plain.contiguous().numpy().data)
+    return digest.hexdigest()
