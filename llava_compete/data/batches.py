@@ -1,6 +1,7 @@
 """Which rows of an epoch make which batch, on each rank.
 
-N rows of the data, P packs, S global batches (one batch of every rank).
+N rows of the data, P packs, Q = P + 1, U units that a batch counts (rows or packs), S global
+batches (one batch of every rank) of B units each.
 """
 
 from collections import defaultdict
@@ -15,7 +16,7 @@ from torch.utils.data import Sampler
 from llava_compete.names import nearest
 
 BATCHINGS = ("shuffled", "length_grouped", "packed")
-WINDOW = 64  # global batches whose rows are sorted by length together
+WINDOW = 64  # global batches whose units are sorted by length together
 
 Ints = NDArray[np.integer]
 
@@ -29,8 +30,8 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
     and cut into global batches, which then come in random order: the ranks of one step get rows of
     nearly one length.
     ``packed``: the rows in packs of at most ``max_length`` tokens (best fit decreasing over the
-    epoch), which come in random order; a batch is ``batch_size`` packs. Which lengths lie together
-    is the same in every epoch, which of the rows of one length is drawn anew.
+    epoch); a batch is ``batch_size`` packs, grouped like rows by how full they are. Which lengths
+    lie together is the same in every epoch, which of the rows of one length is drawn anew.
 
     A function of (``seed``, ``epoch``) alone, ranks differing only in the part they take. Every
     row comes once an epoch. What lacks to the last global batch is filled up from the epoch's
@@ -66,12 +67,12 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
         self.world_size = world_size
         if batching == "packed":
             assert max_length is not None
-            self._packing = best_fit_decreasing(self.lengths_N, max_length)
+            self._packs = best_fit_decreasing(self.lengths_N, max_length)
 
     @property
     def num_units(self) -> int:
         """What a batch is counted in: packs of an epoch where it is packed, else rows."""
-        return self._packing.num_packs if self.batching == "packed" else len(self.lengths_N)
+        return len(self._packs.filled_P) if self.batching == "packed" else len(self.lengths_N)
 
     def __len__(self) -> int:
         """Batches of an epoch, the same in every epoch and on every rank."""
@@ -84,13 +85,15 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
     def __iter__(self) -> Iterator[list[int] | list[tuple[int, ...]]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         rows_N = _permutation(len(self.lengths_N), generator)
+        step = self.batch_size * self.world_size
         if self.batching == "packed":
-            rows_N, ends_P = self._packing.fill(rows_N, self.lengths_N, generator)
+            packs_P = _permutation(self.num_units, generator)
+            packs_P = _group_by_length(packs_P, self._packs.filled_P, step, generator)
+            rows_N, bounds_Q = self._packs.fill(rows_N, self.lengths_N, packs_P)
             for packs in self._numbers():
-                yield [tuple(rows_N[ends_P[pack] : ends_P[pack + 1]].tolist()) for pack in packs]
+                yield [tuple(rows_N[bounds_Q[p] : bounds_Q[p + 1]].tolist()) for p in packs]
             return
         if self.batching == "length_grouped":
-            step = self.batch_size * self.world_size
             rows_N = _group_by_length(rows_N, self.lengths_N, step, generator)
         for numbers in self._numbers():
             yield rows_N[numbers].tolist()
@@ -106,25 +109,24 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
             yield np.arange(first, last) % units
 
 
-class Packing(NamedTuple):
+class Packs(NamedTuple):
     """Which pack each row lies in, the rows standing by descending length."""
 
     pack_N: Ints  # int32
-    num_packs: int
+    filled_P: Ints  # int32, tokens of its rows
 
-    def fill(self, order_N: Ints, lengths_N: Ints, generator: torch.Generator) -> tuple[Ints, Ints]:
-        """The rows pack by pack, packs in random order, and the ends (P+1,) of the packs.
+    def fill(self, order_N: Ints, lengths_N: Ints, packs_P: Ints) -> tuple[Ints, Ints]:
+        """The rows pack by pack in the order ``packs_P``, and where packs begin and end (P+1,).
 
         Rows of equal length take their places in the order of ``order_N``.
         """
         longest_first_N = order_N[np.argsort(-lengths_N[order_N], kind="stable")]
-        place_N = _permutation(self.num_packs, generator)[self.pack_N]
+        place_N = np.argsort(packs_P)[self.pack_N]
         rows_N = longest_first_N[np.argsort(place_N, kind="stable")]
-        ends_P = np.concatenate([[0], np.cumsum(np.bincount(place_N, minlength=self.num_packs))])
-        return rows_N, ends_P
+        return rows_N, np.concatenate([[0], np.cumsum(np.bincount(place_N))])
 
 
-def best_fit_decreasing(lengths_N: Ints, capacity: int) -> Packing:
+def best_fit_decreasing(lengths_N: Ints, capacity: int) -> Packs:
     """Longest first, each into the fullest pack that still has room for it, else into a new one.
 
     For many rows at most 11/9 of the fewest packs possible (Johnson et al. 1974). The packs depend
@@ -163,16 +165,21 @@ def best_fit_decreasing(lengths_N: Ints, capacity: int) -> Packing:
             put(packs[full : full + 1] if rest else packs[:0], room - rest * size)
             put(packs[full + bool(rest) :], room)
             count -= taken
-    return Packing(np.concatenate(placed), num_packs)
+    pack_N = np.concatenate(placed)
+    filled_P = np.bincount(pack_N, weights=np.repeat(sizes, counts)[::-1])
+    return Packs(pack_N, filled_P.astype(np.int32))
 
 
-def _group_by_length(rows_N: Ints, lengths_N: Ints, step: int, generator: torch.Generator) -> Ints:
-    """Global batches of ``step`` rows of near length in random order; an incomplete one is last."""
-    window_N = np.arange(len(rows_N)) // (WINDOW * step)
-    rows_N = rows_N[np.lexsort((lengths_N[rows_N], window_N))]
-    whole = len(rows_N) // step
-    rows_SB = rows_N[: whole * step].reshape(whole, step)
-    return np.concatenate([rows_SB[_permutation(whole, generator)].ravel(), rows_N[whole * step :]])
+def _group_by_length(units_U: Ints, lengths: Ints, step: int, generator: torch.Generator) -> Ints:
+    """Global batches of ``step`` units of near length in random order; an incomplete one is last.
+
+    ``lengths[unit]`` is a unit's length.
+    """
+    window_U = np.arange(len(units_U)) // (WINDOW * step)
+    units_U = units_U[np.lexsort((lengths[units_U], window_U))]
+    whole = len(units_U) // step
+    units_SB = units_U[: whole * step].reshape(whole, step)[_permutation(whole, generator)]
+    return np.concatenate([units_SB.ravel(), units_U[whole * step :]])
 
 
 def _permutation(n: int, generator: torch.Generator) -> Ints:

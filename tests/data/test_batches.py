@@ -123,14 +123,13 @@ def test_length_grouped_sorts_windows_and_shuffles_their_steps() -> None:
     assert found[-1] == (last + expected[0])[:step]
 
 
-def test_the_ranks_of_a_length_grouped_step_get_rows_of_near_length() -> None:
-    lengths = draw_lengths(5000)
-
-    def spread(batching: str) -> float:
-        steps = every_rank(lengths, batching, world_size=4)[:-1]
-        return float(np.mean([np.ptp(lengths[step]) for step in steps]))
-
-    assert spread("length_grouped") < 0.05 * spread("shuffled")
+@pytest.mark.parametrize(("batching", "most"), [("length_grouped", 0.02), ("packed", 0.005)])
+def test_the_ranks_of_a_step_get_sequences_of_near_length(batching: str, most: float) -> None:
+    lengths = np.concatenate([draw_lengths(5000), np.full(3000, 40)])
+    steps = every_rank(lengths, batching, world_size=4)[:-1]
+    sums = [[lengths[list(rows_of([unit]))].sum() for unit in step] for step in steps]
+    empty = sum(max(of_step) * len(of_step) - sum(of_step) for of_step in sums)
+    assert empty < most * lengths.sum()
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(30, 70))
@@ -141,9 +140,11 @@ def test_packs_are_those_of_a_plain_best_fit(lengths: list[int], capacity: int) 
         if fitting:
             plain.remove(max(fitting))
         plain.append(max(fitting, default=0) + length)
-    packing = best_fit_decreasing(np.array(lengths), capacity)
-    filled = np.zeros(packing.num_packs, dtype=int)
-    np.add.at(filled, packing.pack_N, np.sort(lengths)[::-1])
+    packs = best_fit_decreasing(np.array(lengths), capacity)
+    filled = [0] * len(plain)
+    for pack, length in zip(packs.pack_N, sorted(lengths, reverse=True), strict=True):
+        filled[pack] += length
+    assert filled == packs.filled_P.tolist()
     assert sorted(filled) == sorted(plain)
 
 
@@ -162,7 +163,7 @@ def test_packs_are_nearly_as_few_as_their_tokens_need(longest: float, share: flo
     capacity = 2048
     lengths = draw_lengths(20_000, longest=int(longest * capacity))
     fewest = ceil(int(lengths.sum()) / capacity)
-    assert fewest >= share * best_fit_decreasing(lengths, capacity).num_packs
+    assert fewest >= share * len(best_fit_decreasing(lengths, capacity).filled_P)
 
 
 def test_packs_hold_the_same_lengths_in_every_epoch_and_other_rows() -> None:
