@@ -5,7 +5,7 @@ width, A answer tokens in the batch.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from llava_compete.data import IGNORED, Packing
 from llava_compete.moe import MoEConfig, MoELayer, Sequences
+from llava_compete.moe.collect import take_losses
 from llava_compete.moe.upcycle import install_moe
 from llava_compete.projector import build_projector
 from llava_compete.self_contrast import SelfContrast, check_generation, weak_pass
@@ -268,57 +269,16 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         losses_A = F.cross_entropy(logits_AV, labels[:, 1:][answered_BL], reduction="none")
         answers = answered_BL.sum()
         total = answers.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        router_loss, losses, metrics = self._router_losses()
+        routers = take_losses(self.moe_layers(), self.config.moe_configs)
         # The share scales the router losses as the division by `total` scales the language loss;
         # unscaled they would count once per accumulated micro-batch.
-        loss = losses_A.sum() / total + router_loss * (answers / total)
+        loss = losses_A.sum() / total + routers.total * (answers / total)
         return LlavaCompeteOutput(
             loss=loss,
             token_losses_A=losses_A.detach(),
-            losses={"language": losses_A.detach().mean(), **losses},
-            metrics=metrics,
+            losses={"language": losses_A.detach().mean(), **routers.losses},
+            metrics=routers.metrics,
         )
-
-    def _router_losses(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted sum to minimise, and the unweighted means over layers for the log."""
-        configs = self.config.moe_configs
-        total = torch.zeros((), device=self.device)
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        for part, layers in self.moe_layers().items():
-            if layers[0].routing is None:
-                continue  # the projector, in an evaluation of text alone
-            self._check_graph(part, layers)
-            counted = torch.stack([_counted(layer) for layer in layers]).any()
-            for name, value in _layer_means(layer.last_routing.losses for layer in layers):
-                total = total + configs[part].loss_weights[name] * value
-                losses[f"{part}/{name}"] = _or_nan(value.detach(), counted)
-            for name, value in _layer_means(layer.last_routing.metrics for layer in layers):
-                metrics[f"{part}/{name}"] = _or_nan(value, counted)
-            competing = sum(layer.competing and layer.training for layer in layers)
-            metrics[f"{part}/competing_layers"] = torch.full(
-                (), float(competing), device=self.device
-            )
-            load_E = torch.stack([layer.load_E() for layer in layers]).mean(dim=0)
-            for expert, share in enumerate(load_E):
-                metrics[f"{part}/load/{expert}"] = _or_nan(share, counted)
-            for layer in layers:
-                layer.routing = None
-                layer.recording = False
-        return total, losses, metrics
-
-    def _check_graph(self, part: str, layers: list[MoELayer]) -> None:
-        if not torch.is_grad_enabled():
-            return
-        for layer in layers:
-            trained = any(parameter.requires_grad for parameter in layer.router.parameters())
-            losses = layer.last_routing.losses.values()
-            if trained and losses and not any(loss.requires_grad for loss in losses):
-                raise RuntimeError(
-                    f"the router losses of {part} have no graph: re-entrant activation "
-                    f"checkpointing would train the model but not its routers; use "
-                    f"activation_checkpointing_kwargs={{'use_reentrant': False}}"
-                )
 
     def check_causal(self) -> None:
         """ValueError where a token's experts in the language model depend on tokens behind it."""
@@ -384,28 +344,6 @@ def _attention_arguments(mask_BL: Tensor, packing: Packing | None) -> dict[str, 
         "max_length_k": packing.longest,
         "row_lengths": packing.lengths,
     }
-
-
-def _counted(layer: MoELayer) -> Tensor:
-    """Did the layer see any token that counts?"""
-    if layer.mask_T is None:
-        return torch.ones((), dtype=torch.bool, device=layer.last_routing.ids_TK.device)
-    return layer.mask_T.any()
-
-
-def _layer_means(per_layer: Iterable[dict[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Each name's mean over the layers that have it: a competing layer's losses are not thinned
-    out by the layers that did not compete."""
-    values: dict[str, list[Tensor]] = {}
-    for layer in per_layer:
-        for name, value in layer.items():
-            values.setdefault(name, []).append(value)
-    for name, found in values.items():
-        yield name, torch.stack(found).mean()
-
-
-def _or_nan(value: Tensor, counted: Tensor) -> Tensor:
-    return torch.where(counted, value, torch.nan)
 
 
 AutoConfig.register(LlavaCompeteConfig.model_type, LlavaCompeteConfig)

@@ -1,0 +1,9 @@
+"""Measurements, always of one thing against another in the same run.
+
+`python -m benchmarks NAME --help` lists the options of a benchmark.
+"""
+
+# Name -> what it measures. Each is the module of its name with a main(argv).
+VERBS = {
+    "data": "the data path: decoding, padding against packing, memory of a loader's worker",
+}

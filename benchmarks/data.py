@@ -1,0 +1,273 @@
+"""The data path: decoding, padding against packing, memory of a loader's worker.
+
+python -m benchmarks data --checkpoint outputs/quickstart/dense
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import trange
+from transformers import AutoTokenizer, LlavaProcessor
+
+from benchmarks.llava_path import ListOfDicts
+from benchmarks.measure import interleaved, machine, summary, table, write
+from benchmarks.mixture import IMAGE_TOKENS, MAX_LENGTH, draw_lengths
+from benchmarks.packed_step import StepTimer, build_model
+from llava_compete.data import Collator, LlavaDataset
+from llava_compete.data.batches import Batches
+from llava_compete.data.encode import processor_fingerprint
+from llava_compete.processor import build_processor
+from llava_compete.vision import describe_tower
+
+TOWERS = {"ViT-L-14": 224, "ViT-L-14-336": 336}  # the smaller one lets a decoder do less
+BATCH = 16
+READS = 20_000  # rows a worker has read when its memory is measured
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks data",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="whose tokenizer is used")
+    add("--output", type=Path, default=Path("outputs/benchmarks/data.json"))
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--pictures", type=int, default=2000, help="of 640 x 480 pixels, as COCO's")
+    add("--workers", type=int, default=2)
+    add("--rounds", type=int, default=5)
+    args = parser.parse_args(argv)
+    results: dict[str, Any] = {"machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in args.only:
+            results[part] = PARTS[part](args, Path(folder))
+            write(args.output, results)
+    print(f"\n{args.output}: {results['machine']}")
+
+
+def _samples(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Samples per second through a loader, for towers of two sizes."""
+    file = _write_pictures(folder, args.pictures)
+    found: dict[str, Any] = {}
+    for tower, side in TOWERS.items():
+        processor = _processor(args.checkpoint, tower)
+        paths: dict[str, Dataset] = {
+            "plain": ListOfDicts(file, folder, processor),
+            "ours": LlavaDataset(file, folder, processor, MAX_LENGTH),
+        }
+        measures = {
+            name: _loader_speed(dataset, processor, args.workers) for name, dataset in paths.items()
+        }
+        speeds = interleaved(measures, args.rounds)
+        found[tower] = {name: summary(values) for name, values in speeds.items()}
+        found[tower]["ratio"] = found[tower]["ours"]["median"] / found[tower]["plain"]["median"]
+        found[tower]["side"] = side
+    rows = [
+        (f"{tower}, {f['side']} px", f["plain"]["median"], f["ours"]["median"], f["ratio"])
+        for tower, f in found.items()
+    ]
+    heads = ("samples per second", "plain", "ours", "ratio")
+    print(f"\n{table([heads, *rows])}\n{args.pictures} JPEGs, {args.workers} workers")
+    return found
+
+
+def _write_pictures(folder: Path, count: int) -> Path:
+    """JPEGs with the detail, and so the size, of photographs, and three questions to each."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in trange(count, desc="pictures", leave=False):
+        coarse, fine = (
+            Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+            for size in ((24, 32), (480, 640))
+        )
+        picture = Image.blend(coarse.resize((640, 480), Image.Resampling.BICUBIC), fine, 0.12)
+        picture.save(folder / f"{number}.jpg", quality=90)
+        turns = [
+            {"from": speaker, "value": text}
+            for turn in range(3)
+            for speaker, text in (
+                ("human", "<image>\n" * (turn == 0) + f"What is the colour of object {turn}?"),
+                ("gpt", "It is mostly green, with a little red where the light falls on it."),
+            )
+        ]
+        rows.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
+    file = folder / "pictures.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def _processor(checkpoint: Path, tower: str) -> LlavaProcessor:
+    return build_processor(AutoTokenizer.from_pretrained(checkpoint), describe_tower(tower, -2))
+
+
+def _loader_speed(dataset: Dataset, processor: LlavaProcessor, workers: int) -> Callable[[], float]:
+    """Samples per second, from the first batch on, of a quarter of the data."""
+    generator = torch.Generator().manual_seed(0)
+
+    def measure() -> float:
+        rows = torch.randperm(len(dataset), generator=generator)[: len(dataset) // 4].tolist()  # type: ignore[arg-type]
+        loader = DataLoader(
+            dataset,
+            batch_size=BATCH,
+            sampler=rows,
+            num_workers=workers,
+            collate_fn=Collator(processor),
+        )
+        batches = iter(loader)
+        next(batches)
+        begin = time.perf_counter()
+        seen = sum(len(batch["input_ids"]) for batch in batches)
+        return seen / (time.perf_counter() - begin)
+
+    return measure
+
+
+def _packing(args: argparse.Namespace, _: Path) -> dict[str, Any]:
+    """Share of real tokens in each way of batching, and real tokens per second of training."""
+    lengths = draw_lengths()
+    fills: dict[str, Any] = {}
+    for name, batches in _ways(lengths).items():
+        begin = time.perf_counter()
+        real, all_ = _fill(batches, lengths)
+        fills[name] = {
+            "real": real / all_,
+            "batches": len(batches),
+            "seconds": time.perf_counter() - begin,
+        }
+    heads = ("665,298 rows", "real tokens", "batches", "seconds")
+    rows = [(name, f["real"], f["batches"], f["seconds"]) for name, f in fills.items()]
+    print(f"\n{table([heads, *rows])}")
+    timers = {
+        name: StepTimer(build_model(packed="packed" in name), batches, lengths)
+        for name, batches in _ways(lengths).items()
+    }
+    found = interleaved(timers, args.rounds)
+    speeds = {name: summary(values) for name, values in found.items()}
+    plain = speeds["shuffled"]["median"]
+    steps = [(name, speed["median"], speed["median"] / plain) for name, speed in speeds.items()]
+    print(f"\n{table([('training step', 'real tokens/s', 'to shuffled'), *steps])}")
+    return {"fill": fills, "tokens_per_second": speeds}
+
+
+def _ways(lengths: Any) -> dict[str, Batches]:
+    """Batches of one token budget: 16 rows, or as many tokens in packs."""
+
+    def batches(batching: str, size: int, capacity: int) -> Batches:
+        return Batches(lengths, batching=batching, batch_size=size, max_length=capacity, seed=0)
+
+    packs = {
+        f"packed, {capacity}": batches("packed", BATCH * MAX_LENGTH // capacity, capacity)
+        for capacity in (MAX_LENGTH, 2 * MAX_LENGTH, 4 * MAX_LENGTH)
+    }
+    return {
+        "shuffled": batches("shuffled", BATCH, MAX_LENGTH),
+        "length_grouped": batches("length_grouped", BATCH, MAX_LENGTH),
+        **packs,
+    }
+
+
+def _fill(batches: Batches, lengths: Any) -> tuple[int, int]:
+    """Tokens of rows, and positions of the batches that hold them, in an epoch."""
+    real = all_ = 0
+    for batch in batches:
+        units = [list(unit) if isinstance(unit, tuple) else [unit] for unit in batch]
+        sizes = [int(lengths[unit].sum()) for unit in units]
+        real += sum(sizes)
+        all_ += max(sizes) * len(sizes)
+    return real, all_
+
+
+def _memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Memory of a loader's worker that has read rows of a file of 665,298."""
+    processor = _processor(args.checkpoint, "ViT-L-14-336")
+    file = _write_rows(folder / "mix.jsonl", processor)
+    whole = folder / "mix.json"
+    whole.write_text("[" + ",".join(file.read_text().splitlines()) + "]")
+    builders = {
+        "neither": lambda: Nothing(),
+        "plain": lambda: ListOfDicts(whole, folder, processor),
+        "ours": lambda: LlavaDataset(file, folder, processor, MAX_LENGTH),
+    }
+    found = {name: _in_a_process(build) for name, build in builders.items()}
+    keys = ("rss", "uss", "pss", "open_seconds")
+    rows = [(name, *(f[key] for key in keys)) for name, f in found.items()]
+    print(f"\n{table([('memory of a worker, MB', *keys), *rows])}")
+    return found
+
+
+def _write_rows(file: Path, processor: LlavaProcessor) -> Path:
+    """Text-only rows as long as the mixture's, with the lengths that normalise would write."""
+    by = processor_fingerprint(processor)
+    word = "of a picture "
+    with file.open("w") as lines:
+        for number, length in enumerate(draw_lengths().tolist()):
+            text = word * max(1, (length - IMAGE_TOKENS) // 3)
+            row = {
+                "id": f"row-{number:06}",
+                "conversations": [
+                    {"from": "human", "value": f"What is number {number}?"},
+                    {"from": "gpt", "value": text},
+                ],
+                "length": length,
+                "length_by": by,
+            }
+            lines.write(json.dumps(row) + "\n")
+    return file
+
+
+class Nothing:
+    """The rows of no dataset: what the libraries themselves take."""
+
+    def __len__(self) -> int:
+        return 665_298
+
+    def row(self, index: int) -> int:
+        return index
+
+
+class MemoryOfReader(Dataset):
+    """Its only sample: the memory of the process after reading many rows."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> dict[str, float]:
+        for index in np.random.default_rng(0).integers(len(self.rows), size=READS).tolist():
+            self.rows.row(index)
+        memory = psutil.Process().memory_full_info()
+        return {name: getattr(memory, name) / 1e6 for name in ("rss", "uss", "pss")}
+
+
+def _in_a_process(build: Callable[[], Any]) -> dict[str, float]:
+    """The worker's figures, from a process that has held no other dataset before."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_measure, args=(build, sender))
+    process.start()
+    process.join()
+    return receiver.recv()
+
+
+def _measure(build: Callable[[], Any], sender: Any) -> None:
+    begin = time.perf_counter()
+    rows = build()
+    seconds = time.perf_counter() - begin
+    loader: Iterator[Any] = iter(DataLoader(MemoryOfReader(rows), batch_size=None, num_workers=1))
+    sender.send({**next(loader), "open_seconds": seconds})
+
+
+PARTS = {"samples": _samples, "packing": _packing, "memory": _memory}

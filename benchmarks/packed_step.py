@@ -1,0 +1,80 @@
+"""A training step of a small language model with experts, on batches of given lengths.
+
+B sequences, L tokens of each.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from transformers import LlamaConfig
+
+from llava_compete import LlavaCompeteForConditionalGeneration as Model
+from llava_compete import MoEConfig
+from llava_compete.data import IGNORED
+from llava_compete.data.batches import Batches
+from llava_compete.data.collate import lay_out
+from llava_compete.model import LlavaCompeteConfig
+from llava_compete.packed_attention import PACKED_SDPA
+from llava_compete.vision import describe_tower
+
+VOCABULARY = 4096
+ANSWERED = 5  # of LLaVA's tokens about one in five is an answer's
+
+
+def build_model(*, packed: bool) -> Model:
+    """2 layers of width 256 with 4 experts of 704, 2 for a token; float32, to be trained whole."""
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=8192,
+    )
+    config = LlavaCompeteConfig(
+        text_config=text,
+        vision_config=describe_tower("timm/test_vit", -2, image_size=32).to_dict(),
+        moe={"language_model": MoEConfig(num_experts=4, top_k=2, router="compete").to_dict()},
+    )
+    model = Model(config).train()
+    model.language_model.set_attn_implementation(PACKED_SDPA if packed else "sdpa")
+    return model
+
+
+class StepTimer:
+    """Called: takes the next batch through forward and backward; real tokens per second."""
+
+    def __init__(self, model: Model, batches: Batches, lengths: NDArray[Any]) -> None:
+        self.model = model
+        self.batches = iter(batches)
+        self.lengths = lengths
+
+    def __call__(self) -> float:
+        units = [u if isinstance(u, tuple) else (u,) for u in next(self.batches)]
+        lengths = [[int(self.lengths[row]) for row in unit] for unit in units]
+        batch = random_batch(lengths, packed=any(len(pack) > 1 for pack in lengths))
+        begin = time.perf_counter()
+        self.model(**batch).loss.backward()
+        seconds = time.perf_counter() - begin
+        self.model.zero_grad(set_to_none=True)
+        return int(batch["attention_mask"].sum()) / seconds
+
+
+def random_batch(lengths: Sequence[Sequence[int]], *, packed: bool) -> dict[str, Any]:
+    """Text of these lengths, right padded, with answers at the end of each stretch of tokens."""
+    totals = torch.tensor([sum(pack) for pack in lengths])
+    place_L = torch.arange(int(totals.max()))
+    real_BL = place_L < totals[:, None]
+    ids_BL = torch.randint(VOCABULARY, real_BL.shape)
+    answered_BL = real_BL & (place_L % (10 * ANSWERED) >= 10 * (ANSWERED - 1))
+    batch: dict[str, Any] = {
+        "input_ids": ids_BL,
+        "attention_mask": real_BL.long(),
+        "labels": ids_BL.masked_fill(~answered_BL, IGNORED),
+    }
+    if packed:
+        batch["packing"] = lay_out(lengths)
+    return batch
