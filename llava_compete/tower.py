@@ -12,7 +12,7 @@ from transformers import AutoProcessor, LlavaProcessor
 
 from llava_compete.checkpoint import read_config, weight_files
 from llava_compete.data.features import FeatureKey
-from llava_compete.vision import ImageTower
+from llava_compete.vision import ImageTower, VisionConfig
 
 PREFIX = "vision."  # of the tower's tensors in a checkpoint
 
@@ -34,7 +34,7 @@ def load_tower(checkpoint: Path) -> Tower:
     if "vision" in config.moe_configs:
         raise ValueError(
             f"checkpoint {checkpoint}: its image tower has experts, whose routers have to run in "
-            f"training: features of a dense tower alone can be cached"
+            f"training: only a dense tower's features can be cached"
         )
     model = ImageTower(config.vision)
     weights = _tower_weights(checkpoint)
@@ -43,12 +43,25 @@ def load_tower(checkpoint: Path) -> Tower:
         raise ValueError(f"checkpoint {checkpoint} does not fit its config.json: {differing[:5]}")
     model.load_state_dict(weights)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    key = FeatureKey(
+    key = _key(config.vision, weights, processor)
+    return Tower(model.requires_grad_(False).eval(), processor, key)
+
+
+def read_key(checkpoint: Path) -> FeatureKey:
+    """The key of the features that the checkpoint's tower makes, without the tower."""
+    vision = read_config(checkpoint).vision
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    return _key(vision, _tower_weights(checkpoint), processor)
+
+
+def _key(
+    vision: VisionConfig, weights: Mapping[str, Tensor], processor: LlavaProcessor
+) -> FeatureKey:
+    return FeatureKey(
         tower=fingerprint(weights),
-        vision=_plain(config.vision.to_dict()),
+        vision=_plain(vision.to_dict()),
         image_processor=_plain(processor.image_processor.to_dict()),
     )
-    return Tower(model.requires_grad_(False).eval(), processor, key)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
