@@ -20,6 +20,7 @@ from eval.task import Sample
 from llava_compete import MoEConfig, RoutingChange, SelfContrast
 from llava_compete.checkpoint import changed_configs, read_config
 from llava_compete.data import Collator, ImageFolder, encode
+from llava_compete.data.images import picture_side
 from llava_compete.processor import prompt_batch
 
 
@@ -100,7 +101,7 @@ def generate(
 ) -> list[Answer]:
     """Greedy answers, batched with padding on the left."""
     prompts = [[_question(sample)] for sample in samples]
-    batch = prompt_batch(processor, prompts, [_pictures(sample) for sample in samples])
+    batch = prompt_batch(processor, prompts, [_pictures(processor, sample) for sample in samples])
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     ids_BT = model.generate(
         **batch, max_new_tokens=max_new_tokens, do_sample=False, self_contrast=self_contrast
@@ -117,7 +118,7 @@ def answer_loss(model: Any, processor: Any, samples: Sequence[Sample]) -> list[f
     The tokens are those that training counts as the answer, its end included.
     """
     rows = [
-        encode(processor, [_question(sample), _reference(sample)], _pictures(sample))
+        encode(processor, [_question(sample), _reference(sample)], _pictures(processor, sample))
         for sample in samples
     ]
     batch = {name: t.to(model.device) for name, t in Collator(processor)(rows).items()}
@@ -146,10 +147,11 @@ def _reference(sample: Sample) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": sample.references[0]}]}
 
 
-def _pictures(sample: Sample) -> list[Image.Image]:
+def _pictures(processor: Any, sample: Sample) -> list[Image.Image]:
     if sample.image is None:
         return []
-    return [ImageFolder(sample.image.parent).open(sample.image.name, sample.id)]
+    folder, side = ImageFolder(sample.image.parent), picture_side(processor)
+    return [folder.open(sample.image.name, sample.id, side)]
 
 
 def _stop_tokens(eos: int | list[int] | None) -> set[int]:

@@ -79,7 +79,9 @@ def compose_verb(argv: Sequence[str]) -> None:
         args.vision_weights,
         projector=args.projector,
         chat_format=args.chat_format,
-        calibration_images=_first_images(args.calibration_data, args.image_folder),
+        calibration_images=_first_images(
+            args.calibration_data, args.image_folder, vision.image_size
+        ),
         dtype=getattr(torch, args.dtype),
         seed=args.seed,
     )
@@ -100,7 +102,7 @@ def _vision_layer(text: str) -> int | Literal["final"]:
         raise ValueError(f"vision_layer={text!r} must be a block's index or 'final'") from None
 
 
-def _first_images(file: Path | None, root: Path | None, most: int = 64) -> list["Image"]:
+def _first_images(file: Path | None, root: Path | None, side: int, most: int = 64) -> list["Image"]:
     from llava_compete.data import ImageFolder, image_files, read_rows
 
     if file is None:
@@ -109,7 +111,7 @@ def _first_images(file: Path | None, root: Path | None, most: int = 64) -> list[
         raise ValueError(f"calibration_data={file} needs image_folder, the root of its images")
     rows = list(itertools.islice((row for row in read_rows(file) if image_files(row)), most))
     images = ImageFolder(root)
-    return [images.open(image_files(row)[0], str(row.get("id"))) for row in rows]
+    return [images.open(image_files(row)[0], str(row.get("id")), side) for row in rows]
 
 
 def upcycle_verb(argv: Sequence[str]) -> None:

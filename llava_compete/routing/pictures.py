@@ -26,11 +26,11 @@ class Pictures:
     def square(self, file: str) -> Image.Image:
         """The picture, padded, at MAP_SIDE or, if that is more, 16 pixels a patch."""
         if file not in self._square:
-            image = ImageFolder(self.folder).open(file, file)
+            wanted = max(MAP_SIDE, 16 * self.grid)
+            image = ImageFolder(self.folder).open(file, file, wanted)
             side = max(image.size)
             padded = Image.new("RGB", (side, side), self.background)
             padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            wanted = max(MAP_SIDE, 16 * self.grid)
             self._square[file] = padded.resize((wanted, wanted), Image.Resampling.LANCZOS)
         return self._square[file]
 

@@ -92,7 +92,7 @@ def test_the_loss_is_that_of_the_answer_and_its_end_alone(tiny, samples):
     model, processor = tiny
     (loss,) = adapter.answer_loss(model, processor, samples[:1])
     prompt = adapter.prompt_batch(
-        processor, [[adapter._question(samples[0])]], [adapter._pictures(samples[0])]
+        processor, [[adapter._question(samples[0])]], [adapter._pictures(processor, samples[0])]
     )
     answer = processor.tokenizer(samples[0].references[0] + "<|im_end|>")["input_ids"]
     ids = torch.cat([prompt["input_ids"], torch.tensor([answer])], dim=1)
