@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 # Verb -> what it does. Each verb is the module of its name with a main(argv).
 VERBS = {
+    "check": "look at every row and every picture of a data file, repair, report, exclude",
     "normalise": "turn rows of other formats into LLaVA rows that train, with their lengths",
     "quickstart": "fetch small real weights and pictures, write training and test questions",
 }
