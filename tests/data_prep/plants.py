@@ -230,7 +230,7 @@ def plant_outside(garden: Garden) -> None:
     garden.fault(number, "outside_root", file)
     file = garden.rows[garden.take()]["image"]
     (garden.root / file).rename(garden.root / f"{file}.moved")
-    (garden.root / file).symlink_to(garden.root / f"{file}.moved")
+    (garden.root / file).symlink_to(f"{Path(file).name}.moved")
 
 
 def plant_twice(garden: Garden) -> None:
