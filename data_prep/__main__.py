@@ -15,6 +15,7 @@ VERBS = {
     "check": "look at every row and every picture of a data file, repair, report, exclude",
     "normalise": "turn rows of other formats into LLaVA rows that train, with their lengths",
     "quickstart": "fetch small real weights and pictures, write training and test questions",
+    "fetch": "download the data sets of the three stages and the benchmarks",
 }
 
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from data_prep.transfer import DownloadError, Remote, StrangeAnswerError, ask, sizes_of, transfer
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 PARTS = 8
 BLOCK = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class Patience:
     wait: float = 2.0  # seconds before the second try; doubles from try to try
     longest_wait: float = 60.0
     stall: float = 60.0  # seconds without a byte that count as a failure
+
+
+PATIENCE = Patience()
 
 
 class Digests(NamedTuple):
@@ -74,7 +79,7 @@ def download(
     size: int | None = None,
     checksum: str | None = None,
     parts: int = PARTS,
-    patience: Patience | None = None,
+    patience: Patience = PATIENCE,
 ) -> Digests:
     """Fetch ``url`` to ``target``, which appears only when it is whole; its digests.
 
@@ -85,38 +90,53 @@ def download(
     only be of one piece.  DownloadError names the last fault when patience is over, and at once
     for what no further try can mend.
     """
-    patience = patience or Patience()
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    failures, strange, most, wait = 0, 0, held(target), patience.wait
-    in_parts = parts > 1
-    while True:
+    strange = 0
+
+    def attempt() -> Digests:
+        nonlocal strange
+        remote = ask(url, patience.stall)
+        if size is not None and remote.size not in (None, size):
+            raise DownloadError(f"{url}: {remote.size:,} bytes, but {size:,} are known")
+        in_parts = remote.ranges and parts > 1 and strange < 2
+        _keep_or_drop(part, remote, in_parts)
         try:
-            remote = ask(url, patience.stall)
-            if size is not None and remote.size not in (None, size):
-                raise DownloadError(f"{url}: {remote.size:,} bytes, but {size:,} are known")
-            in_parts = remote.ranges and parts > 1 and strange < 2
-            _keep_or_drop(part, remote, in_parts)
             transfer(remote, part, parts if in_parts else 1, patience.stall)
-            found = _accept(part, remote, size, checksum)
-            break
         except DownloadError as error:
             strange += isinstance(error, StrangeAnswerError)
-            failures = 0 if held(target) > most else failures + 1
-            most = max(most, held(target))
+            if not in_parts:  # nothing goes on from the middle of one piece
+                part.unlink(missing_ok=True)
+            raise
+        return _accept(part, remote, size, checksum)
+
+    found = persist(attempt, lambda: held(target), patience)
+    part.replace(target)
+    _drop(part)
+    return found
+
+
+def persist(attempt: Callable[[], T], progress: Callable[[], int], patience: Patience) -> T:
+    """What ``attempt`` gives, called again while it fails with DownloadErrors that may pass.
+
+    ``progress`` is the number of bytes on disk.  More of them than ever before means that patience
+    begins anew, so a server that always breaks off can be fetched from in the end.
+    """
+    failures, most, wait = 0, progress(), patience.wait
+    while True:
+        try:
+            return attempt()
+        except DownloadError as error:
+            there = progress()
+            failures = 0 if there > most else failures + 1
+            most = max(most, there)
             if not error.passing or failures >= patience.tries:
-                if not in_parts:  # nothing goes on from the middle of one piece
-                    _drop(part)
-                kept = held(target)
-                more = f" ({kept:,} bytes are kept for when it is run again)" if kept else ""
-                raise DownloadError(f"{error}{more}") from error
+                kept = f" ({there:,} bytes are kept for when it is run again)" if there else ""
+                raise DownloadError(f"{error}{kept}") from error
             wait = patience.wait if failures == 0 else wait
             log.warning("%s; trying again in %.1f s", error, wait)
             time.sleep(wait)
             wait = min(2 * wait, patience.longest_wait)
-    part.replace(target)
-    _drop(part)
-    return found
 
 
 def held(target: Path) -> int:

@@ -32,6 +32,7 @@ class Fault:
 
     status: int | None = None  # answer with this code and no file
     drop_after: int | None = None  # close the connection after so many bytes of the body
+    no_length: bool = False  # no Content-Length and no parts: the body ends with the connection
     claim_more: int = 0  # bytes that Content-Length promises and the body lacks
     ignore_range: bool = False  # answer 200 and the whole file
     fickle_etag: bool = False  # another ETag than in any answer before
@@ -121,14 +122,17 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= state.headers.get(path, {})
         status, body = 200, content
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
-        if span and not fault.ignore_range and fault.body is None:
+        if fault.no_length:
+            del headers["Accept-Ranges"]
+        elif span and not fault.ignore_range and fault.body is None:
             first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
             if first >= len(content):
                 self._head(416, {"Content-Length": "0", "Content-Range": f"bytes */{len(content)}"})
                 return
             status, body = 206, content[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content) + fault.claim_more}"
-        headers["Content-Length"] = str(len(body) + fault.claim_more)
+        if not fault.no_length:
+            headers["Content-Length"] = str(len(body) + fault.claim_more)
         self._head(status, headers)
         if method == "GET":
             body = body if fault.drop_after is None else body[: fault.drop_after]
