@@ -59,7 +59,9 @@ def make(folder: Path, num_rows: int, *, shrink: int = 1, seed: int = 0) -> Expe
     root = folder / "pictures"
     rows = base_rows(num_rows, seed)
     painter = Painter(seed)
-    for source, file in tqdm(sorted({(source_of(r), r["image"]) for r in rows if "image" in r})):
+    for source, file in tqdm(
+        sorted({(source_of(r), r["image"]) for r in rows if "image" in r}), disable=None
+    ):
         width, height = SIZES[source]
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_bytes(painter.jpeg((width // shrink, height // shrink)))
