@@ -172,13 +172,18 @@ def describe(trainer: LlavaTrainer) -> str:
     """What a dry run shows: one sample, one batch, the parameters and the schedule."""
     processor, dataset, args = trainer.processing_class, trainer.train_dataset, trainer.args
     sample = dataset[0]
-    batch = next(iter(trainer.get_train_dataloader()))
+    loader = trainer.get_train_dataloader()
+    batch = next(iter(loader))
     lines = [
         f"{len(dataset)} rows; sample {dataset.row(0).get('id')}, answer tokens in [[ ]]:",
         _marked(processor, sample["input_ids"], sample["labels"]),
         "",
-        "batch of one process:",
-        *(f"  {name:15} {tuple(value.shape)} {value.dtype}" for name, value in batch.items()),
+        f"{args.batching}: {len(loader)} batches an epoch and process; the first:",
+        *(
+            f"  {name:15} {tuple(value.shape)} {value.dtype}"
+            for name, value in batch.items()
+            if isinstance(value, torch.Tensor)
+        ),
         f"  {int((batch['labels'] != IGNORED).sum())} answer tokens, "
         f"{int(batch['attention_mask'].sum())} of {batch['input_ids'].numel()} positions filled",
         "",

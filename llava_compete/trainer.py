@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     ProgressCallback,
     Trainer,
@@ -21,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from llava_compete.loader import check_order, make_loader
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import CompetitionSchedule
 from llava_compete.names import nearest
@@ -62,6 +64,14 @@ class TrainArgs(TrainingArguments):
         default=0.05,
         metadata={"help": "Steps before the first competition; below 1, a share of all steps."},
     )
+    batching: str = field(
+        default="shuffled",
+        metadata={
+            "help": "shuffled; length_grouped: rows of near length together; packed: several rows "
+            "to a sequence of at most max_length tokens, per_device_train_batch_size counts "
+            "sequences."
+        },
+    )
     routing_steps: int = field(
         default=0,
         metadata={"help": "Every so many steps log the routing figures of that step; 0: never."},
@@ -76,6 +86,10 @@ class TrainArgs(TrainingArguments):
     dry_run: bool = field(
         default=False, metadata={"help": "Show one sample, batch shapes and parameters, and stop."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, self.batching)
 
 
 def part_names(parameter: str) -> tuple[str, ...]:
@@ -206,7 +220,7 @@ class LlavaTrainer(Trainer):
         if "wandb" in args.report_to:
             use_wandb_offline_without_account()
         super().__init__(model=model, args=args, **kwargs)
-        self._seen: dict[str, list[Tensor]] = defaultdict(list)
+        self._seen: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._timer = StepTimer()
         self.add_callback(self._timer)
         if not args.disable_tqdm:
@@ -220,6 +234,19 @@ class LlavaTrainer(Trainer):
             from llava_compete.routing.callback import RoutingCallback  # brings matplotlib
 
             self.add_callback(RoutingCallback(self))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The rows as ``batching`` says, with the loader options of TrainingArguments."""
+        if self.args.train_sampling_strategy == "sequential":
+            return super().get_train_dataloader()
+        return make_loader(
+            self.train_dataset,
+            self.data_collator,
+            self.args,
+            self.accelerator,
+            batching=self.args.batching,
+            batch_size=self._train_batch_size,
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -256,12 +283,14 @@ class LlavaTrainer(Trainer):
         )
         # Tensors, not numbers: .item() here would wait for the device in every micro-batch.
         self.note({**outputs.losses, **outputs.metrics})
+        mask_BL = inputs["attention_mask"]
+        self.note({"data/filled": mask_BL.float().mean()}, weight=mask_BL.numel())
         return (loss, outputs) if return_outputs else loss
 
-    def note(self, values: Mapping[str, Tensor]) -> None:
-        """Scalars for the next log, which takes the mean over ranks; the same names on each."""
+    def note(self, values: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Scalars for the next log: their weighted mean over ranks, with the same names on each."""
         for name, value in values.items():
-            self._seen[name].append(value.to(self.args.device))
+            self._seen[name].append((value.to(self.args.device), weight))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
@@ -275,11 +304,11 @@ class LlavaTrainer(Trainer):
         """
         if self._seen:
             names = sorted(self._seen)
-            sums = torch.stack([_sum_and_count(self._seen[name]) for name in names])
+            sums = torch.stack([_sum_and_weight(self._seen[name]) for name in names])
             sums = self.accelerator.reduce(sums, reduction="sum")
-            for name, (total, count) in zip(names, sums.tolist(), strict=True):
-                if count:
-                    logs[name] = total / count
+            for name, (total, weight) in zip(names, sums.tolist(), strict=True):
+                if weight:
+                    logs[name] = total / weight
             self._seen.clear()
         if self._timer.seconds:
             logs["step_seconds"] = sum(self._timer.seconds) / len(self._timer.seconds)
@@ -287,10 +316,11 @@ class LlavaTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def _sum_and_count(values: list[Tensor]) -> Tensor:
-    """Sum and number of those that are not NaN: a part without a token to count says NaN."""
-    stacked = torch.stack([value.float() for value in values])
-    return torch.stack([stacked.nansum(), (~stacked.isnan()).sum()])
+def _sum_and_weight(noted: list[tuple[Tensor, int]]) -> Tensor:
+    """Weighted sum and weight of those that are not NaN: a part without a token says NaN."""
+    values = torch.stack([value.float() for value, _ in noted])
+    weights = torch.tensor([float(weight) for _, weight in noted], device=values.device)
+    return torch.stack([(values * weights).nansum(), (weights * ~values.isnan()).sum()])
 
 
 def use_wandb_offline_without_account() -> None:

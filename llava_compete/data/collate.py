@@ -5,7 +5,8 @@ an image of V numbers.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from llava_compete.data.encode import IGNORED
 Sample = Mapping[str, Any]
 
 
-class Packing(NamedTuple):
+@dataclass(frozen=True)
+class Packing:
     """Where rows, and the padding behind them, lie in the sequences of a packed batch.
 
-    ``starts_Q`` is what flash attention calls cu_seq_lens.
+    ``starts_Q`` is what flash attention calls cu_seq_lens. No NamedTuple: transformers' Trainer
+    makes the tuples of a batch anew in a way that a NamedTuple does not take.
     """
 
     position_ids: Tensor  # int64 (B, L); 0 where a row, or the padding of a sequence, begins
@@ -30,6 +33,17 @@ class Packing(NamedTuple):
     def longest(self) -> int:
         """Tokens of the longest of them."""
         return max(self.lengths)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Packing":
+        """The same with its tensors on ``device``; the loader calls it."""
+        position_ids = self.position_ids.to(device, non_blocking=non_blocking)
+        return Packing(
+            position_ids, self.starts_Q.to(device, non_blocking=non_blocking), self.lengths
+        )
+
+    def pin_memory(self) -> "Packing":
+        """The same with its tensors in pinned memory; the loader calls it."""
+        return Packing(self.position_ids.pin_memory(), self.starts_Q.pin_memory(), self.lengths)
 
 
 class Collator:
