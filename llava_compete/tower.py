@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoProcessor, LlavaProcessor
 
-from llava_compete.checkpoint import read_config, weight_files
-from llava_compete.data.features import FeatureKey
+from llava_compete.checkpoint import Model, read_config, weight_files
+from llava_compete.data.features import FeatureCache, FeatureKey
 from llava_compete.vision import ImageTower, VisionConfig
 
 PREFIX = "vision."  # of the tower's tensors in a checkpoint
@@ -45,6 +45,26 @@ def load_tower(checkpoint: Path) -> Tower:
     processor = AutoProcessor.from_pretrained(checkpoint)
     key = _key(config.vision, weights, processor)
     return Tower(model.requires_grad_(False).eval(), processor, key)
+
+
+def open_features(folder: Path, model: Model, checkpoint: Path) -> FeatureCache:
+    """The cached features for a training of ``model``, which was loaded from ``checkpoint``.
+
+    ValueError where they are not what its tower would make, now or after a step of the training.
+    """
+    if any(parameter.requires_grad for parameter in model.vision.parameters()):
+        raise ValueError(
+            f"features={folder}: the image tower is trained and would outgrow its cached features; "
+            f"leave features out, or vision (and, of a tower with experts, these) out of trainable"
+        )
+    if "vision" in model.moe_layers():
+        raise ValueError(
+            f"features={folder}: the image tower has experts, whose routers have to run in "
+            f"training; leave features out"
+        )
+    cache = FeatureCache(folder)
+    cache.check(read_key(checkpoint))
+    return cache
 
 
 def read_key(checkpoint: Path) -> FeatureKey:

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from llava_compete import cache_features as module
 from llava_compete.__main__ import main
@@ -13,8 +12,8 @@ from llava_compete.cache_features import cache_features, list_files
 from llava_compete.checkpoint import load
 from llava_compete.data import Exclusion, ImageFolder, write_exclusions
 from llava_compete.data.features import CACHE, FeatureCache, shard_file
-from llava_compete.tower import fingerprint, load_tower, read_key
 from tests import tiny
+from tests.test_tower import changed_checkpoint
 
 
 @pytest.fixture
@@ -265,63 +264,6 @@ def test_only_what_is_not_there_needs_disk(toy, folder, monkeypatch):
                 toy()
 
 
-def test_a_tower_with_experts_is_refused(toy, tmp_path):
-    experts = tiny.make_checkpoint(tmp_path / "experts", parts=["vision"])
-    with pytest.raises(ValueError, match="its image tower has experts"):
-        load_tower(experts)
-
-
-def test_the_tower_is_the_whole_models_and_its_fingerprint_knows_every_number(
-    checkpoints, tmp_path
-):
-    tower = load_tower(checkpoints["dense"])
-    model, processor = load(checkpoints["dense"])
-    weights = model.vision.state_dict()
-    assert set(tower.model.state_dict()) == set(weights)
-    assert all(
-        torch.equal(value, weights[name]) for name, value in tower.model.state_dict().items()
-    )
-    assert tower.key.tower == fingerprint(weights)
-    assert tower.key.vision == model.config.vision.to_dict()
-    settings = json.loads(json.dumps(processor.image_processor.to_dict()))
-    assert tower.key.image_processor == settings
-    assert read_key(checkpoints["dense"]) == tower.key
-    changed = changed_checkpoint(checkpoints["dense"], tmp_path / "changed")
-    assert read_key(changed).tower != tower.key.tower
-
-
-def test_a_fingerprint_is_of_names_shapes_and_values_not_of_the_dtype_they_are_kept_in():
-    weights = {"a": torch.arange(6.0), "b": torch.tensor(3)}
-    same = fingerprint(weights)
-    assert fingerprint({"b": weights["b"], "a": weights["a"].bfloat16()}) == same
-    others = (
-        {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)},
-        {"a": torch.arange(6.0), "c": torch.tensor(3)},
-        {"a": torch.arange(6.0), "b": torch.tensor(4)},
-        {"a": torch.arange(6.0) + 1e-6, "b": torch.tensor(3)},
-    )
-    assert all(fingerprint(other) != same for other in others)
-
-
-def test_weights_in_several_files_are_found(checkpoints, tmp_path):
-    model, processor = load(checkpoints["dense"])
-    folder = tmp_path / "sharded"
-    model.save_pretrained(folder, max_shard_size="50KB")
-    processor.save_pretrained(folder)
-    assert (folder / "model.safetensors.index.json").is_file()
-    assert load_tower(folder).key == load_tower(checkpoints["dense"]).key
-
-
-def test_a_checkpoint_whose_weights_do_not_fit_is_refused(checkpoints, tmp_path):
-    folder = tmp_path / "torn"
-    shutil.copytree(checkpoints["dense"], folder)
-    weights = load_file(folder / "model.safetensors")
-    weights.pop(next(name for name in weights if name.startswith("vision.")))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"torn does not fit its config\.json"):
-        load_tower(folder)
-
-
 def test_the_command_runs_as_each_process_of_torchrun(tmp_path, checkpoints, monkeypatch, capsys):
     file, images = tiny.write_rows(tmp_path, 3)
     words = [str(checkpoints["dense"]), str(file), "--image_folder", str(images)]
@@ -336,13 +278,3 @@ def test_the_command_runs_as_each_process_of_torchrun(tmp_path, checkpoints, mon
     (images / "1.png").write_bytes(b"")
     with pytest.raises(SystemExit, match=r"cache-features: error: sample row-1: .*1\.png"):
         main(["cache-features", *words])
-
-
-def changed_checkpoint(source, folder):
-    """A copy whose tower has one number changed."""
-    shutil.copytree(source, folder)
-    weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if name.startswith("vision."))
-    weights[name].view(-1)[0] += 1
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
