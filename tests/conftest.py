@@ -33,6 +33,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def row_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tables of rows stay out of the user's home."""
+    os.environ["LLAVA_COMPETE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def dense(tmp_path: Path) -> Callable[..., Pair]:
     """``dense(family="llama")``: a fresh dense model, in evaluation mode, and its processor."""

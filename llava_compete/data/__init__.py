@@ -1,11 +1,12 @@
 """LLaVA rows -> messages -> tensors."""
 
 from llava_compete.data.collate import Collator, Packing
-from llava_compete.data.dataset import LlavaDataset
+from llava_compete.data.dataset import BROKEN_IMAGES, LlavaDataset
 from llava_compete.data.encode import (
     IGNORED,
     Measure,
     Tokens,
+    TooLongError,
     encode,
     image_tokens,
     measure,
@@ -16,8 +17,10 @@ from llava_compete.data.exclude import Exclusion, read_exclusions, write_exclusi
 from llava_compete.data.files import read_rows
 from llava_compete.data.images import ImageFolder
 from llava_compete.data.rows import image_files, to_messages
+from llava_compete.data.table import RowTable, SourceCounts
 
 __all__ = [
+    "BROKEN_IMAGES",
     "IGNORED",
     "Collator",
     "Exclusion",
@@ -25,7 +28,10 @@ __all__ = [
     "LlavaDataset",
     "Measure",
     "Packing",
+    "RowTable",
+    "SourceCounts",
     "Tokens",
+    "TooLongError",
     "encode",
     "image_files",
     "image_tokens",

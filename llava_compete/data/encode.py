@@ -20,6 +20,10 @@ from llava_compete.processor import Message, count_images
 IGNORED = -100  # the label of a position that is not answered
 
 
+class TooLongError(ValueError):
+    """A conversation that ``max_length`` leaves no answer of, or only part of an image."""
+
+
 class Tokens(NamedTuple):
     """A conversation cut to a length."""
 
@@ -55,9 +59,13 @@ def encode(
     tokens = tokenise(processor, messages, max_length)
     encoded = {"input_ids": tokens.input_ids, "labels": tokens.labels}
     if tokens.num_images:
-        pixels = processor.image_processor(list(images[: tokens.num_images]), return_tensors="pt")
-        encoded["pixel_values"] = pixels["pixel_values"]
+        encoded["pixel_values"] = to_pixels(processor, images[: tokens.num_images])
     return encoded
+
+
+def to_pixels(processor: LlavaProcessor, images: Sequence[Image.Image]) -> Tensor:
+    """Pictures as float32 (N, 3, H, W): padded to a square with the mean colour, resized."""
+    return processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
 
 
 def tokenise(
@@ -67,8 +75,8 @@ def tokenise(
 
     Labels are the ids inside the template's generation blocks, everything else is IGNORED. A
     conversation longer than ``max_length`` loses whole exchanges from its end, and a first one
-    that is still too long the end of its answer. ValueError where that would cut an image or leave
-    no answer at all, and where a picture is asked for that the template does not show.
+    that is still too long the end of its answer. TooLongError where that would cut an image or
+    leave no answer at all; ValueError where a picture is asked for that the template does not show.
     """
     kept = list(messages)
     ids_L, labels_L = _tokenise_whole(processor, kept)
@@ -147,7 +155,7 @@ def _tokenise_whole(
 def _refuse_cut(is_image_L: Tensor, labels_L: Tensor, max_length: int) -> None:
     answered_L = labels_L[:max_length] != IGNORED
     if not answered_L.any() or is_image_L[max_length:].any():
-        raise ValueError(
+        raise TooLongError(
             f"the first turn needs {labels_L.numel()} tokens, {int(is_image_L.sum())} of them "
             f"image tokens, but max_length={max_length} would cut an image or leave no answer: "
             f"raise max_length or drop the sample"
