@@ -24,6 +24,7 @@ MARGIN = 4  # a picture is not shrunk before its padding to less than so many ti
 READ_ERRORS = (
     OSError,
     SyntaxError,
+    TypeError,
     ValueError,
     struct.error,
     Image.DecompressionBombError,

@@ -416,6 +416,16 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, folder, format_name)
     assert (opened.size, opened.getpixel((1, 1))) == ((8, 6), (255, 0, 0))
 
 
+def test_of_a_jpeg_with_several_pictures_the_first_is_taken(tmp_path, folder):
+    """Cameras write such files, which Pillow calls MPO."""
+    pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    for side, size in ((None, (64, 48)), (16, (16, 12))):
+        opened = folder.open("a.jpg", "s1", side)
+        assert opened.size == size
+        assert largest_difference(opened, Image.new("RGB", size, "red")) < 4
+
+
 # Upright
 
 
