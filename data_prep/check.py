@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,11 @@ def run(check: Check) -> dict[str, Any]:
                 log.info("%s: going on after %d chunks", journal.path, journal.num_chunks)
             else:
                 journal.begin(scan.count_rows(check.file))
+            begin, done = time.monotonic(), journal.num_chunks * scan.CHUNK_ROWS
             scan.scan(check.file, check.root, check.linked_folders, journal, pool)
+            seconds = time.monotonic() - begin
+            rows = max(0, journal.num_rows - done)
+            log.info("%d rows in %.1f s, %.0f rows/s", rows, seconds, rows / seconds)
             found = _conclude(check, sha256, journal)
             journal.remove()
     return found

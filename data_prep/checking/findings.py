@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from llava_compete.data.images import FORMATS, ImageFolder
-from llava_compete.data.rows import image_files, row_name, source_of, to_messages
+from llava_compete.data.rows import image_files, row_name, shown, source_of, to_messages
 
 DIGEST_BYTES = 16
 KNOWN_KEYS = {"id", "image", "conversations", "source", "length", "length_by"}
@@ -103,7 +103,7 @@ def inspect_row(row: Mapping[str, Any], number: int) -> RowFinding:
         message = str(error).removeprefix(f"sample {name}: ")
         kind = kind_of(message)
     try:
-        source = source_of(row)
+        source = shown(source_of(row))
     except ValueError:
         source = UNKNOWN_SOURCE
     turns = json.dumps(row.get("conversations"), sort_keys=True, default=str)

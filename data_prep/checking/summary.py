@@ -12,6 +12,7 @@ from data_prep.checking.report import Line
 from data_prep.checking.splits import SPLITS
 
 EXAMPLES = 3  # of each kind
+SOURCES = 20  # that are printed; LLaVA-Pretrain has 660 folders
 
 
 class Tally:
@@ -75,9 +76,7 @@ def source_table(
 def as_text(report: Mapping[str, Any]) -> str:
     """What a person wants to know first."""
     lines = [f"{report['data']}: {report['rows']} rows, {report['pictures']} pictures", ""]
-    for source, row in report["sources"].items():
-        expected = f"   expected {row['expected']:>9}" if "expected" in row else ""
-        lines.append(f"  {source:12} {row['rows']:>9} rows {row['faulty']:>9} faulty{expected}")
+    lines += _shown_sources(report["sources"])
     for title in ("faults", "notes"):
         lines += ["", f"{title}: {'' if report[title] else 'none'}".rstrip()]
         for kind, found in report[title].items():
@@ -89,6 +88,20 @@ def as_text(report: Mapping[str, Any]) -> str:
         counts = ", ".join(f"{count} {status}" for status, count in repairs.items() if count)
         lines += ["", f"repairs: {counts}" + (" (--repair)" if repairs["possible"] else "")]
     return "\n".join(lines)
+
+
+def _shown_sources(sources: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """A line a source, the largest ones; one more for all others."""
+    by_size = sorted(sources, key=lambda source: -sources[source]["rows"])
+    for source in sorted(by_size[:SOURCES]):
+        row = sources[source]
+        expected = f"   expected {row['expected']:>9}" if "expected" in row else ""
+        yield f"  {source:14} {row['rows']:>9} rows {row['faulty']:>9} faulty{expected}"
+    if others := by_size[SOURCES:]:
+        rows, faulty = (
+            sum(sources[source][key] for source in others) for key in ("rows", "faulty")
+        )
+        yield f"  {f'{len(others)} others':14} {rows:>9} rows {faulty:>9} faulty"
 
 
 def _shown(line: Line) -> str:

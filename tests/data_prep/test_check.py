@@ -109,6 +109,28 @@ def test_faults_end_with_1_and_are_shown(planted_set, capsys):
     assert "repairs: 6 possible (--repair)" in out
 
 
+def test_of_many_sources_the_largest_are_shown(tmp_path, capsys):
+    rows = good_set(tmp_path, num_rows=30)
+    for number, row in enumerate(rows):
+        row["source"] = f"folder{number % 25:02}"
+    rows[24]["image"] = "vg/none.jpg"
+    write(tmp_path, rows)
+    assert exit_code(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert "folder04" in out
+    assert "  5 others               5 rows         1 faulty" in out
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    good_set(tmp_path)
+    monkeypatch.setattr(scan, "scan", stopped)
+    assert exit_code(tmp_path) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
