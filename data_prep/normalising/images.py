@@ -113,6 +113,8 @@ def _content_name(content: bytes) -> str:
 
 def _local_name(name: Any, image_folder: Path | None) -> str:
     name = text_of(name, "an image's file name")
+    if not name.strip():
+        raise RowError("image", f"image {short(name)} must be the name of a file")
     if name[:7].lower() == "file://":
         name = unquote(name[7:])
     if "://" in name:

@@ -82,8 +82,11 @@ class Stats:
         rows, tokens = counts["rows"], counts["length"]
         lines = [
             f"{rows['written']:,} of {rows['read']:,} rows written, {rows['dropped']:,} dropped",
-            f"  {tokens['total']:,} tokens, {tokens['mean']} a row, {tokens['longest']} at most",
         ]
+        if self.written:
+            lines.append(
+                f"  {tokens['total']:,} tokens, {tokens['mean']} a row, {tokens['longest']} at most"
+            )
         for reason, entry in counts["dropped"].items():
             first = entry["first"]
             lines.append(f"  dropped: {entry['rows']:,} {reason}")

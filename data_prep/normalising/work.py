@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -87,10 +88,9 @@ class Normaliser:
         if files:
             made["image"] = files[0] if len(files) == 1 else files
         made["conversations"] = turns
-        made["source"] = self.settings.source or source_of({**made, "source": row.get("source")})
-        text_of(made["source"], "'source'")
         try:
             messages = to_messages(made)
+            source = self.settings.source or source_of({**made, "source": row.get("source")})
             lengths = measure(self.processor, messages)
         except ValueError as error:
             raise RowError("conversation", str(error)) from error
@@ -100,6 +100,7 @@ class Normaliser:
                 lengths = measure(self.processor, messages, limit)
             except ValueError as error:
                 raise RowError("too long", f"sample {name}: {error}") from error
+        made["source"] = text_of(source, "'source'")
         made["length"] = lengths.full_length
         made["length_by"] = self.fingerprint
         return Kept(made, len(files), [], lengths.exchanges_dropped, lengths.answer_cut)
@@ -128,17 +129,19 @@ def normalise(
         one = Normaliser(settings, processor)
         yield from (one(number, row) for number, row in enumerate(rows))
         return
-    # Processes that are forked after tokenizers and pyarrow have started threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, _start, (settings,)) as pool:
-        waiting: deque[Any] = deque()
+    # A fork of this process may hang, which has threads of tokenizers and pyarrow; one of a process
+    # that has only imported may not, and spares each worker seconds of importing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(num_workers, context, _start, (settings,)) as pool:
+        waiting: deque[Future[list[Kept | Dropped]]] = deque()
         numbered = enumerate(rows)
         while chunk := list(islice(numbered, CHUNK_ROWS)):
-            waiting.append(pool.apply_async(_chunk, (chunk,)))
+            waiting.append(pool.submit(_chunk, chunk))
             if len(waiting) == num_workers * CHUNKS_AHEAD:
-                yield from waiting.popleft().get()
+                yield from waiting.popleft().result()
         while waiting:
-            yield from waiting.popleft().get()
+            yield from waiting.popleft().result()
 
 
 _normaliser: Normaliser  # of a worker process, set when it starts
