@@ -12,6 +12,7 @@ import pytest
 from data_prep import check
 from data_prep.checking import findings, scan
 from data_prep.checking.splits import SPLITS
+from llava_compete.data import LlavaDataset
 from llava_compete.data.exclude import read_exclusions
 from tests.data_prep import planted
 from tests.data_prep.checked import ROWS, files_of, good_set, run, write
@@ -223,6 +224,20 @@ def test_faulty_rows_are_written_as_an_exclusion_file(planted_set, tmp_path):
         assert {kind for kind in kinds if f"{kind}: " in exclusion.reason} == kinds
         if isinstance(rows[exclusion.row].get("id"), str):
             assert exclusion.id == rows[exclusion.row]["id"]
+
+
+def test_training_draws_every_row_that_is_left_and_none_that_is_not(own_set, processor):
+    drop = own_set / "drop.json"
+    run(own_set, "--drop", str(drop))
+    folders = own_set / "mix.json", own_set / "pictures"
+    dataset = LlavaDataset(*folders, processor, exclude=drop)
+    excluded = read_exclusions(drop, own_set / "mix.json")
+    assert len(dataset) == ROWS - len(excluded)
+    assert dataset.check().total() == 0
+    for index in range(len(dataset)):
+        assert dataset[index]["input_ids"].numel()
+    with pytest.raises(ValueError, match="sample"):
+        LlavaDataset(*folders, processor)
 
 
 def test_a_repaired_set_has_no_more_to_repair_and_lost_nothing(own_set, planted_set):
