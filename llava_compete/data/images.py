@@ -165,6 +165,7 @@ def _decode(image: ImageFile.ImageFile, side: int | None) -> Image.Image:
         picture = picture.reduce(factor)
     if turn is not None:
         picture = picture.transpose(turn)
+        picture.info.clear()  # else whoever heeds EXIF turns it again
     if picture.mode == "RGBA":
         # A cut-out on convert("RGB") would stand before whatever colour its hidden pixels have.
         white = Image.new("RGBA", picture.size, "white")
@@ -193,7 +194,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode not in MODES:
         raise ValueError(f"its pixels are of mode {image.mode}, whose range is not known")
     transparent = image.mode in TRANSPARENT or "transparency" in image.info
-    return image.convert("RGBA" if transparent else "RGB")
+    mode = "RGBA" if transparent else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # convert() always copies
 
 
 def _what_it_is(path: Path) -> str:

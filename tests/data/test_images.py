@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import pickle
 import struct
@@ -11,7 +12,9 @@ from PIL import Image, ImageFile, ImageOps
 from torch.testing import assert_close
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from llava_compete.data import ImageFolder
+from eval import model as evaluation
+from eval.task import Sample
+from llava_compete.data import ImageFolder, LlavaDataset
 from llava_compete.data.images import FORMATS, MARGIN, MAX_PIXELS, picture_side
 from tests import tiny
 
@@ -443,6 +446,7 @@ def test_a_picture_stands_as_its_exif_says(tmp_path, folder, orientation, format
     if format_name == "JPEG" and side:
         wanted = wanted.resize((wanted.width // 4, wanted.height // 4), Image.Resampling.BOX)
     assert largest_difference(opened, wanted) < 12
+    assert largest_difference(ImageOps.exif_transpose(opened), opened) == 0  # not turned twice
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 300])
@@ -559,3 +563,15 @@ def test_pictures_as_small_as_a_colour_come_through(tmp_path, folder, size, side
     if size[0] == size[1]:
         wanted = torch.tensor([10.0, 200.0, 30.0]).view(3, 1, 1).expand(3, 16, 16)
         assert_close(pixels, wanted)
+
+
+def test_training_and_evaluation_see_the_same_pixels(tmp_path, processor):
+    smooth(640, 480).save(tmp_path / "a.jpg")
+    row = tiny.say("<image>a", "b", image="a.jpg")
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    trained = LlavaDataset(tmp_path / "rows.json", tmp_path, processor)[0]["pixel_values"]
+    sample = Sample(id="a", image=tmp_path / "a.jpg", prompt="a", references=("b",))
+    pictures = evaluation._pictures(processor, sample)
+    assert pictures[0].size == (80, 60)
+    asked = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    assert torch.equal(trained, asked)
