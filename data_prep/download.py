@@ -98,7 +98,9 @@ def download(
         nonlocal strange
         remote = ask(url, patience.stall)
         if size is not None and remote.size not in (None, size):
-            raise DownloadError(f"{url}: {remote.size:,} bytes, but {size:,} are known")
+            raise DownloadError(
+                f"{url}: {remote.size:,} bytes, but {size:,} are known", passing=True
+            )
         in_parts = remote.ranges and parts > 1 and strange < 2
         _keep_or_drop(part, remote, in_parts)
         try:

@@ -1,11 +1,12 @@
 """Files of a data set on the Hugging Face hub.
 
 huggingface_hub does the transfer, its resuming and its parallel files. The commit, the sizes and
-the SHA-256 of large files are asked from the hub first, and what came is held to them.
+the digests are asked from the hub first, and what came is held to them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,8 @@ from typing import NamedTuple
 import httpx2
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -25,19 +24,19 @@ from huggingface_hub.utils import filter_repo_objects
 
 from data_prep.download import Digests, Patience, check, persist
 from data_prep.sources import Hub
-from data_prep.transfer import DownloadError
+from data_prep.transfer import DISK_FULL, DownloadError, may_pass
 
-FINAL = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, OfflineModeIsEnabled)
-BROKEN = (HfHubHTTPError, httpx2.HTTPError, LocalEntryNotFoundError, FileMetadataError)
+BROKEN = (OSError, httpx2.HTTPError)  # the hub's own errors are among them
 SHOWN = 5
 
 
 class Listed(NamedTuple):
-    """A file as the hub lists it; the SHA-256 of small ones is not listed."""
+    """A file as the hub lists it: large ones by SHA-256, small ones by git's digest."""
 
     name: str
     size: int
     sha256: str | None
+    git_sha1: str | None
 
 
 class Copy(NamedTuple):
@@ -53,12 +52,10 @@ def listing(hub: Hub) -> tuple[str, list[Listed]]:
         info = HfApi(endpoint=hub.endpoint).dataset_info(
             hub.repo, revision=hub.revision, files_metadata=True
         )
-    except FINAL as error:
-        raise DownloadError(f"{hub.repo}: {_first_line(error)}; {_fix(error)}") from error
     except BROKEN as error:
-        raise DownloadError(f"{hub.repo}: {_first_line(error)}", passing=True) from error
+        raise _fault(hub, error) from error
     listed = [
-        Listed(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+        Listed(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id)
         for file in info.siblings or []
     ]
     asked = list(
@@ -88,10 +85,8 @@ def fetch_hub(hub: Hub, folder: Path, patience: Patience) -> Copy:
                 local_dir=folder,
                 endpoint=hub.endpoint,
             )
-        except FINAL as error:
-            raise DownloadError(f"{hub.repo}: {_first_line(error)}; {_fix(error)}") from error
         except BROKEN as error:
-            raise DownloadError(f"{hub.repo}: {_first_line(error)}", passing=True) from error
+            raise _fault(hub, error) from error
         return Copy(commit, {file.name: _check(hub, folder, file) for file in files})
 
     return persist(attempt, lambda: held_of(folder), patience)
@@ -108,23 +103,36 @@ def total(files: Sequence[Listed]) -> int:
 
 def _check(hub: Hub, folder: Path, file: Listed) -> Digests:
     """Digests of a file that came; if it is not what the hub lists, it goes."""
-    path = folder / file.name
+    path, name = folder / file.name, f"{hub.repo}/{file.name}"
     checksum = f"sha256:{file.sha256}" if file.sha256 else None
     try:
-        return check(path, f"{hub.repo}/{file.name}", file.size, checksum)
+        found = check(path, name, file.size, checksum)
+        if file.sha256 is None and file.git_sha1 not in (None, _git_sha1(path)):
+            raise DownloadError(f"{name}: it is not the file that the hub lists", passing=True)
     except DownloadError:
         path.unlink()
         raise
+    return found
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _git_sha1(path: Path) -> str:
+    content = path.read_bytes()
+    header = f"blob {len(content)}\0".encode()
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def _fix(error: BaseException) -> str:
+def _fault(hub: Hub, error: OSError | httpx2.HTTPError) -> DownloadError:
+    """``error`` in a line, with what to do if another try cannot help."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    fix, passing = "", True
     if isinstance(error, GatedRepoError):
-        return "accept its terms on its page, then `hf auth login`"
-    if isinstance(error, OfflineModeIsEnabled):
-        return "unset HF_HUB_OFFLINE"
-    return "has it moved, or does it need `hf auth login`?"
+        fix, passing = "; accept its terms on its page, then `hf auth login`", False
+    elif isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
+        fix, passing = "; has it moved, or does it need `hf auth login`?", False
+    elif isinstance(error, OfflineModeIsEnabled):
+        fix, passing = "; unset HF_HUB_OFFLINE", False
+    elif isinstance(error, HfHubHTTPError):
+        passing = may_pass(error.response.status_code)
+    elif isinstance(error, OSError):
+        passing = error.errno not in DISK_FULL
+    return DownloadError(f"{hub.repo}: {lines[0]}{fix}", passing=passing)

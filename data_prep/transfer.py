@@ -57,7 +57,7 @@ def ask(url: str, timeout: float) -> Remote:
             headers, status = answer.headers, answer.status
     except urllib.error.HTTPError as error:
         raise DownloadError(
-            f"{url}: {_meaning(error.code)}", passing=_passes(error.code)
+            f"{url}: {_meaning(error.code)}", passing=may_pass(error.code)
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: {error}", passing=True) from error
@@ -77,7 +77,8 @@ def _version(header: Callable[[str], str | None]) -> str:
     return header("ETag") or header("Last-Modified") or ""
 
 
-def _passes(status: int) -> bool:
+def may_pass(status: int) -> bool:
+    """Whether a later request may get another answer than HTTP ``status``."""
     return status >= 500 or status in PASSING
 
 
@@ -136,7 +137,7 @@ def _fault(answer: aiohttp.ClientResponse, remote: Remote) -> DownloadError | No
     """What is wrong with an answer, before its body is read."""
     if answer.status >= 400:
         return DownloadError(
-            f"{remote.url}: {_meaning(answer.status)}", passing=_passes(answer.status)
+            f"{remote.url}: {_meaning(answer.status)}", passing=may_pass(answer.status)
         )
     asked = re.fullmatch(r"bytes=(\d+)-(\d+)", answer.request_info.headers.get("Range", ""))
     if asked is None:
