@@ -6,12 +6,12 @@ make a conversation is for llava_compete.data.to_messages to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from data_prep.normalising.faults import WRONG_WIDTH, RowError, short, text_of
-from data_prep.normalising.options import Table
+from data_prep.normalising.options import COLUMNS, Table
 from data_prep.normalising.vqa import image_cells, question_and_answer
 from llava_compete.processor import IMAGE_TOKEN
 
@@ -115,29 +115,41 @@ def reader(name: str, table: Table) -> Callable[[Row], Draft]:
     return partial(vqa, table=table) if name == "vqa" else READERS[name]
 
 
-def detect(row: Row, table: Table) -> str:
-    """The format of a file by the keys of its first row; ValueError where they fit none or two."""
-    found = []
-    if "conversations" in row:
-        found.append("llava" if _is_llava(row) else "sharegpt")
-    if "messages" in row:
-        found.append("openai")
-    if table.columns or (table.values(row, "question") and not found):
-        found.append("vqa")
+def detect(rows: Sequence[Row], columns: Collection[str], table: Table) -> str:
+    """The format of a file by the keys of its first row, of its columns where that tells nothing.
+
+    ``rows`` are some first ones: whether speakers and images are LLaVA's shows in any of them.
+    ValueError where the keys fit no format or two.
+    """
+    found = _fitting(rows[0], table) or _fitting(columns, table)
+    if found == ["sharegpt"] and all(map(_is_llava, rows)):
+        return "llava"
     if len(found) == 1:
         return found[0]
     raise ValueError(
-        f"the first row has the keys {sorted(map(str, row))}, which fit "
+        f"the first row has the keys {sorted(map(str, rows[0]))}, which fit "
         f"{' and '.join(found) or 'no format'}: llava and sharegpt have 'conversations', openai "
         f"'messages', vqa 'question' and 'answer' or what --columns says; --format names one"
     )
 
 
+def _fitting(keys: Collection[str], table: Table) -> list[str]:
+    found = []
+    if "conversations" in keys:
+        found.append("sharegpt")
+    if "messages" in keys:
+        found.append("openai")
+    if table.columns or (not found and any(name in keys for name in COLUMNS["question"])):
+        found.append("vqa")
+    return found
+
+
 def _is_llava(row: Row) -> bool:
-    turns = row["conversations"]
-    if "images" in row or "system" in row or not isinstance(turns, list):
-        return False
-    return all(isinstance(turn, dict) and turn.get("from") in [*LLAVA_ROLES] for turn in turns)
+    turns = row.get("conversations", [])
+    plain = "images" not in row and "system" not in row and isinstance(turns, list)
+    return plain and all(
+        isinstance(turn, dict) and turn.get("from") in [*LLAVA_ROLES] for turn in turns
+    )
 
 
 class _Shown(NamedTuple):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from data_prep.normalising.stats import Stats
     from data_prep.normalising.work import Dropped, Kept, Settings
 
-FIRST_ROWS = 2000  # looked at before the work begins; a file of fewer is done in this process
+FIRST_ROWS = 100  # by which the format and the columns of JSON are known
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> Stats:
     rows = files.read(args.input)
     first = list(itertools.islice(rows, FIRST_ROWS))
     settings = _settings(args, first)
-    num_workers = args.num_workers if len(first) == FIRST_ROWS else 1
-    results = normalise(itertools.chain(first, rows), settings, processor, num_workers)
+    results = normalise(itertools.chain(first, rows), settings, processor, args.workers)
     facts = {
         "input": str(args.input),
         "format": settings.format,
@@ -112,10 +111,11 @@ def _settings(args: argparse.Namespace, first: list[dict]) -> Settings:
     from data_prep.normalising.work import Settings
 
     table = Table(parse_columns(args.columns), args.answer_is, args.instruction)
-    check_columns(table.columns, files.columns(args.input, first))
+    columns = files.columns(args.input, first)
+    check_columns(table.columns, columns)
     return Settings(
         checkpoint=args.checkpoint,
-        format=detect(first[0], table) if args.format == "auto" else args.format,
+        format=detect(first, columns, table) if args.format == "auto" else args.format,
         table=table,
         place=Place(args.image_folder, args.output.stem),
         id_stem=args.input.stem,
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=("auto", *FORMATS),
         default="auto",
-        help="of INPUT; auto: by the keys of its first row",
+        help="of INPUT; auto: by its columns and first rows",
     )
     add(
         "--image_folder",
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         help="drop rows that a training with it refuses, count those that it cuts",
     )
-    add("--num_workers", type=_positive, default=os.cpu_count(), help="processes; default: cores")
+    add("--workers", type=_positive, default=os.cpu_count(), help="processes; default: cores")
     add("--strict", action="store_true", help="exit with 1 where a row was dropped")
     add("--overwrite", action="store_true", help="replace OUTPUT and what stands beside it")
     table = parser.add_argument_group("tables of questions (vqa)")

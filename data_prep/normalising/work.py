@@ -18,10 +18,12 @@ from data_prep.normalising import images
 from data_prep.normalising.faults import RowError, text_of
 from data_prep.normalising.options import COLUMNS, Table
 from llava_compete.data import measure, processor_fingerprint, to_messages
+from llava_compete.data.encode import TooLongError
 from llava_compete.data.rows import source_of
 
 Row = dict[str, Any]
 
+PARALLEL_FROM = 5000  # rows; until here starting processes takes longer than they save
 CHUNK_ROWS = 32  # handed to another process at a time
 CHUNKS_AHEAD = 3  # of a process: what may wait, so that memory does not grow with the file
 KEPT_KEYS = {"source", "length", "length_by"}  # read or made anew for every format
@@ -91,15 +93,11 @@ class Normaliser:
         try:
             messages = to_messages(made)
             source = self.settings.source or source_of({**made, "source": row.get("source")})
-            lengths = measure(self.processor, messages)
+            lengths = measure(self.processor, messages, self.settings.max_length)
+        except TooLongError as error:
+            raise RowError("too long", f"sample {name}: {error}") from error
         except ValueError as error:
             raise RowError("conversation", str(error)) from error
-        limit = self.settings.max_length
-        if limit is not None and lengths.full_length > limit:
-            try:
-                lengths = measure(self.processor, messages, limit)
-            except ValueError as error:
-                raise RowError("too long", f"sample {name}: {error}") from error
         made["source"] = text_of(source, "'source'")
         made["length"] = lengths.full_length
         made["length_by"] = self.fingerprint
@@ -122,24 +120,27 @@ def _left_out_of_turns(row: Row) -> set[str]:
 
 
 def normalise(
-    rows: Iterable[Row], settings: Settings, processor: LlavaProcessor, num_workers: int
+    rows: Iterable[Row], settings: Settings, processor: LlavaProcessor, workers: int
 ) -> Iterator[Kept | Dropped]:
-    """What becomes of each row, in order; in this process where ``num_workers`` is 1."""
-    if num_workers == 1:
-        one = Normaliser(settings, processor)
-        yield from (one(number, row) for number, row in enumerate(rows))
+    """What becomes of each row, in order; of many rows by ``workers`` processes."""
+    numbered = enumerate(rows)
+    alone = PARALLEL_FROM if workers > 1 else None
+    one = Normaliser(settings, processor)
+    yield from (one(number, row) for number, row in islice(numbered, alone))
+    chunk = list(islice(numbered, CHUNK_ROWS))
+    if not chunk:
         return
     # A fork of this process may hang, which has threads of tokenizers and pyarrow; one of a process
     # that has only imported may not, and spares each worker seconds of importing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(num_workers, context, _start, (settings,)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (settings,)) as pool:
         waiting: deque[Future[list[Kept | Dropped]]] = deque()
-        numbered = enumerate(rows)
-        while chunk := list(islice(numbered, CHUNK_ROWS)):
+        while chunk:
             waiting.append(pool.submit(_chunk, chunk))
-            if len(waiting) == num_workers * CHUNKS_AHEAD:
+            if len(waiting) == workers * CHUNKS_AHEAD:
                 yield from waiting.popleft().result()
+            chunk = list(islice(numbered, CHUNK_ROWS))
         while waiting:
             yield from waiting.popleft().result()
 

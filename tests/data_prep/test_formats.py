@@ -284,6 +284,10 @@ class TestVqa:
             check_columns(columns, ["question", "image_path", "A", "B"])
 
 
+def detected(*rows, **columns):
+    return detect(rows, {key for row in rows for key in row}, Table(columns=columns))
+
+
 class TestDetection:
     @pytest.mark.parametrize(
         ("row", "expected"),
@@ -295,24 +299,32 @@ class TestDetection:
             ({"conversations": [{"role": "human", "content": "a"}]}, "sharegpt"),
             (say_openai("a", "b"), "openai"),
             ({"question": "q", "answer": "a"}, "vqa"),
+            ({"question": None}, "vqa"),
         ],
     )
     def test_by_the_keys_of_a_row(self, row, expected):
-        assert detect(row, Table()) == expected
+        assert detected(row) == expected
+
+    def test_by_all_of_the_first_rows_where_formats_share_their_keys(self):
+        assert detected(tiny.say("a", "b"), tiny.say("a", "b", images=["x"])) == "sharegpt"
+        assert detected(tiny.say("a", "b"), say_openai("a", "b")) == "llava"
+
+    def test_by_the_columns_where_the_first_row_has_nothing_in_them(self):
+        assert detected({"id": 1}, {"question": "q"}) == "vqa"
 
     def test_columns_say_that_it_is_a_table(self):
-        assert detect({"q": "q", "a": "a"}, Table(columns={"question": ("q",)})) == "vqa"
+        assert detected({"q": "q", "a": "a"}, question=("q",)) == "vqa"
 
     @pytest.mark.parametrize(
         ("row", "message"),
         [
             ({"text": "a"}, r"the keys \['text'\], which fit no format: .* --format names one"),
-            ({**tiny.say("a", "b"), **say_openai("a", "b")}, "which fit llava and openai"),
+            ({**tiny.say("a", "b"), **say_openai("a", "b")}, "which fit sharegpt and openai"),
         ],
     )
     def test_none_or_two_are_refused(self, row, message):
         with pytest.raises(ValueError, match=message):
-            detect(row, Table())
+            detected(row)
 
 
 class TestPictures:

@@ -144,7 +144,7 @@ def write_questions(kind, path, folder):
 def run(*words):
     """The exit status of the verb."""
     try:
-        data_prep(["normalise", *map(str, words), "--num_workers", "1"])
+        data_prep(["normalise", *map(str, words), "--workers", "1"])
     except SystemExit as stopped:
         return stopped.code
     return 0
@@ -387,13 +387,14 @@ def test_several_processes_give_the_same_in_order_and_read_only_a_little_ahead(
     monkeypatch.setattr(files, "read", counted)
     monkeypatch.setattr(work, "normalise", watched)
     monkeypatch.setattr(work, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(normalise, "FIRST_ROWS", 20)
-    words = [source, two, "--checkpoint", checkpoints["dense"], "--num_workers", 2]
+    monkeypatch.setattr(work, "PARALLEL_FROM", 30)
+    monkeypatch.setattr(normalise, "FIRST_ROWS", 1)
+    words = [source, two, "--checkpoint", checkpoints["dense"], "--workers", 2]
     data_prep(["normalise", *map(str, words)])
     assert one.read_bytes() == two.read_bytes()
     assert dropped_rows(one) == dropped_rows(two)
     assert len(dropped_rows(one)) == 1
-    assert 20 < max(ahead) <= 2 * work.CHUNKS_AHEAD * 10
+    assert 10 < max(ahead) <= 2 * work.CHUNKS_AHEAD * 10
 
 
 def test_the_weights_are_not_needed(checkpoints, tmp_path):
@@ -439,6 +440,14 @@ class TestTables:
         source = self.write(tmp_path / "in.csv", text, encoding)
         assert run(source, tmp_path / "out.jsonl", "--checkpoint", checkpoints["dense"]) == 2
         assert_says(capsys, message)
+
+    def test_an_empty_cell_in_the_first_line_is_a_row_s_fault_not_the_table_s(
+        self, checkpoints, tmp_path
+    ):
+        source = self.write(tmp_path / "in.csv", "question,answer\n,a\nq,a\n")
+        output = tmp_path / "out.jsonl"
+        assert len(run_whole(source, output, checkpoints["dense"])) == 1
+        assert [entry["reason"] for entry in dropped_rows(output)] == ["question"]
 
     def test_columns_by_other_names(self, checkpoints, tmp_path):
         source = self.write(tmp_path / "in.csv", "nr,q,A,B,gold,img\n5,Which?,x,y,B,a/0.png\n")
