@@ -67,7 +67,7 @@ class ModelArgs:
 class DataArgs:
     """Which rows are trained on."""
 
-    data_path: str = field(metadata={"help": "LLaVA .json or .jsonl file."})
+    data_path: str = field(metadata={"help": "LLaVA .json, .jsonl or .parquet file."})
     image_folder: str = field(metadata={"help": "Root of the rows' image files."})
     max_length: int = field(
         default=2048,
@@ -76,10 +76,42 @@ class DataArgs:
             "whole turns from their end, then the end of their first answer."
         },
     )
+    linked_folders: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders outside image_folder that links in it may lead to."},
+    )
+    exclude: str | None = field(
+        default=None,
+        metadata={"help": "Rows to leave out: the file of `python -m data_prep check --drop`."},
+    )
+    broken_images: str = field(
+        default="error",
+        metadata={
+            "help": "What a missing or damaged image does: error, the run ends; skip, another row "
+            "takes the place, written to skipped.jsonl."
+        },
+    )
+    max_skipped_share: float = field(
+        default=0.01, metadata={"help": "Of the rows; where more are skipped the run ends."}
+    )
+    features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that cache-features filled for the checkpoint: its frozen image tower "
+            "does not run, and no picture is opened."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.data_path = str(Path(self.data_path).expanduser())
         self.image_folder = str(Path(self.image_folder).expanduser())
+        self.linked_folders = [str(Path(folder).expanduser()) for folder in self.linked_folders]
+        if self.exclude:
+            self.exclude = str(Path(self.exclude).expanduser())
+        if not 0 <= self.max_skipped_share <= 1:
+            raise ValueError(f"max_skipped_share={self.max_skipped_share} must be within 0 and 1")
+        if self.features:
+            self.features = str(Path(self.features).expanduser())
 
 
 class _RecipeLoader(yaml.SafeLoader):

@@ -5,6 +5,7 @@ deepspeed --no_local_rank --module llava_compete train RECIPE
 torchrun --nproc-per-node 8 -m llava_compete train RECIPE
 """
 
+import json
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import socket
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -22,9 +24,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
 from llava_compete.config import DataArgs, ModelArgs, parse, read_recipe, resolved
-from llava_compete.data import IGNORED, Collator, LlavaDataset
+from llava_compete.data import IGNORED, Collator, LlavaDataset, counts_table, data_record
 from llava_compete.moe import RoutingChange
 from llava_compete.processor import IMAGE_TOKEN
+from llava_compete.skipped import SKIPPED
+from llava_compete.tower import open_features
 from llava_compete.trainer import (
     LlavaTrainer,
     TrainArgs,
@@ -35,6 +39,8 @@ from llava_compete.trainer import (
 )
 
 RECIPE = "recipe.yaml"  # the resolved recipe, next to the checkpoint
+DATA = "data.json"  # what was trained on, by source
+OWN_FILES = (RECIPE, DATA, SKIPPED)
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
@@ -80,23 +86,55 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
     if model.competitors():
         build_schedule(model, args, max(args.max_steps, 0))  # an impossible rate is refused here
-    dataset = LlavaDataset(
-        Path(data_args.data_path), Path(data_args.image_folder), processor, data_args.max_length
-    )
-    if args.process_index == 0:
-        dataset.check()
+    features = None
+    if data_args.features:
+        features = open_features(Path(data_args.features), model, Path(model_args.checkpoint))
+    with args.main_process_first(local=True, desc="measuring rows"):
+        dataset = LlavaDataset(
+            Path(data_args.data_path),
+            Path(data_args.image_folder),
+            processor,
+            data_args.max_length,
+            linked_folders=tuple(map(Path, data_args.linked_folders)),
+            exclude=Path(data_args.exclude) if data_args.exclude else None,
+            broken_images=data_args.broken_images,
+            features=features,
+        )
+    record = check_data(dataset, data_args) if args.process_index == 0 else None
+    skips = data_args.broken_images == "skip"
     trainer = LlavaTrainer(
         model=model,
         args=args,
         train_dataset=dataset,
         data_collator=Collator(processor),
         processing_class=processor,
+        max_skipped_share=data_args.max_skipped_share if skips else None,
     )
-    if args.process_index == 0 and not args.dry_run:
+    if record is not None and not args.dry_run:
         recipe = resolved(argv, (model_args, data_args, args))
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False))
+        (output_dir / DATA).write_text(json.dumps(record, indent=1))
     return trainer, resume_from
+
+
+def check_data(dataset: LlavaDataset, args: DataArgs) -> dict[str, Any]:
+    """Print what is trained on, by source, and return it for data.json.
+
+    ValueError for an image that is not there, or, with ``broken_images=skip``, for more rows
+    without one than ``max_skipped_share`` of all.
+    """
+    missing = dataset.check()
+    record = data_record(dataset, missing, Path(args.exclude) if args.exclude else None)
+    print(counts_table(record))
+    if missing.total() > args.max_skipped_share * len(dataset):
+        raise ValueError(
+            f"{missing.total()} of {len(dataset)} rows of {dataset.file} have an image that is not "
+            f"in {dataset.images.root}, which is more than max_skipped_share="
+            f"{args.max_skipped_share}: fetch the images, exclude the rows (`python -m data_prep "
+            f"check --drop`) or allow more"
+        )
+    return record
 
 
 def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
@@ -133,10 +171,10 @@ def _be_a_world_of_one() -> None:
 def refuse_results(output_dir: Path, *, keep_own: bool) -> None:
     """ValueError where the directory holds something that this run did not leave.
 
-    With ``keep_own``, the recipe and torn checkpoints of an earlier start are no reason.
+    With ``keep_own``, OWN_FILES and torn checkpoints of an earlier start are no reason.
     """
     names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-    own = {name for name in names if name == RECIPE or CHECKPOINT.fullmatch(name)}
+    own = {name for name in names if name in OWN_FILES or CHECKPOINT.fullmatch(name)}
     if not (keep_own and names == own):
         refuse_non_empty(output_dir)
 

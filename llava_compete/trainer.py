@@ -5,7 +5,7 @@ import netrc
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from llava_compete.loader import check_order, make_loader
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import CompetitionSchedule
 from llava_compete.names import nearest
+from llava_compete.skipped import SkippedRows
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,14 @@ class LlavaTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *, model: Model, args: TrainArgs, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        model: Model,
+        args: TrainArgs,
+        max_skipped_share: float | None = None,  # of rows; None: the dataset skips none
+        **kwargs: Any,
+    ) -> None:
         if "wandb" in args.report_to:
             use_wandb_offline_without_account()
         super().__init__(model=model, args=args, **kwargs)
@@ -230,6 +238,10 @@ class LlavaTrainer(Trainer):
             self.add_callback(CompetitionCallback(model))
         if model.moe_layers():
             self.add_callback(RouterStateCallback(model))
+        self._skipped: SkippedRows | None = None
+        if max_skipped_share is not None:
+            self._skipped = SkippedRows(self, max_skipped_share)
+            self.add_callback(self._skipped)
         if args.routing_steps:
             from llava_compete.routing.callback import RoutingCallback  # brings matplotlib
 
@@ -270,6 +282,15 @@ class LlavaTrainer(Trainer):
             {"params": parameters, "lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
         ]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._skipped is not None:
+            for batch in batches:
+                self._skipped.take(batch, self.state.global_step + 1)
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -313,6 +334,8 @@ class LlavaTrainer(Trainer):
         if self._timer.seconds:
             logs["step_seconds"] = sum(self._timer.seconds) / len(self._timer.seconds)
             self._timer.seconds.clear()
+        if self._skipped is not None:
+            logs["data/skipped"] = self._skipped.total.skipped
         super().log(logs, start_time)
 
 

@@ -1,6 +1,7 @@
 """LLaVA rows -> messages -> tensors."""
 
 from llava_compete.data.collate import Collator, Packing
+from llava_compete.data.counts import counts_table, data_record
 from llava_compete.data.dataset import BROKEN_IMAGES, LlavaDataset
 from llava_compete.data.encode import (
     IGNORED,
@@ -32,6 +33,8 @@ __all__ = [
     "SourceCounts",
     "Tokens",
     "TooLongError",
+    "counts_table",
+    "data_record",
     "encode",
     "image_files",
     "image_tokens",

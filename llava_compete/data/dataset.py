@@ -6,7 +6,7 @@ N rows that can be used.
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -113,6 +113,12 @@ class LlavaDataset(Dataset):
             raise ValueError(f"{first}{_and_more(missing.total() - 1)}")
         return missing
 
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: tuple[int, ...]) -> list[Sample]: ...
+
     def __getitem__(self, index: int | tuple[int, ...]) -> Sample | list[Sample]:
         if isinstance(index, tuple):
             return [self._sample(one) for one in index]
@@ -121,22 +127,22 @@ class LlavaDataset(Dataset):
     def _sample(self, index: int) -> Sample:
         if self.broken_images == "error":
             return self._encode(index)
-        broken: list[dict[str, Any]] = []
+        faults: list[str] = []
         for tried in self._nearest(index):
             try:
                 sample = self._encode(tried)
             except BrokenImageError as error:
-                number = self.table.number(tried)
-                name = row_name(self.row(tried), number)
-                broken.append({"row": number, "id": name, "reason": str(error)})
+                faults.append(str(error))
                 continue
-            if broken:
-                number = self.table.number(tried)
-                sample["skipped"] = [{**record, "replaced_by": number} for record in broken]
+            if faults:
+                number = self.table.number(index)
+                record = {"row": number, "id": row_name(self.row(index), number)}
+                record |= {"reason": faults[0], "replaced_by": self.table.number(tried)}
+                sample["skipped"] = [record]
             return sample
         raise ValueError(
-            f"{self.file}: none of {len(broken)} rows tried one after the other has its images: is "
-            f"{self.images.root} still there? The last: {broken[-1]['reason']}"
+            f"{self.file}: none of {len(faults)} rows tried one after the other has its images: is "
+            f"{self.images.root} still there? The last: {faults[-1]}"
         )
 
     def _nearest(self, index: int) -> Iterator[int]:
