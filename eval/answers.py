@@ -17,7 +17,7 @@ THUMBNAIL = 320  # pixels of the longer side
 
 
 def gallery(prefix: str, directory: Path, data_root: Path | None) -> Gallery:
-    """Six samples of a run, the files of their pictures named ``prefix-1.png`` and so on.
+    """Six samples of a run, the files of their first pictures named ``prefix-1.png`` and so on.
 
     ``data_root`` is where the pictures lie now, if they were moved since the run.
     """
@@ -27,7 +27,7 @@ def gallery(prefix: str, directory: Path, data_root: Path | None) -> Gallery:
     cards = [
         Card(
             name=f"{prefix}-{place}.png",
-            png=_thumbnail(root, row["image"], row["id"]),
+            png=_thumbnail(root, row["images"][0], row["id"]),
             question=row["prompt"],
             answer=row["text"].strip() or "(nothing)",
             truth=" / ".join(dict.fromkeys(row["references"])),
@@ -48,7 +48,7 @@ def _judged(directory: Path, name: str, task: Record) -> list[tuple[Record, bool
     return [
         (row, row["values"][headline] >= 0.5)
         for _, row in read_jsonl(path)
-        if row["condition"] == RIGHT and row["image"] is not None and headline in row["values"]
+        if row["condition"] == RIGHT and row["images"] and headline in row["values"]
     ]
 
 
@@ -80,8 +80,8 @@ def choose(
 
 
 def _next(left: list[Record], chosen: Sequence[tuple[str, Record, bool]]) -> Record:
-    seen = {row["image"] for _, row, _ in chosen}
-    fresh = [place for place, row in enumerate(left) if row["image"] not in seen]
+    seen = {row["images"][0] for _, row, _ in chosen}
+    fresh = [place for place, row in enumerate(left) if row["images"][0] not in seen]
     return left.pop(fresh[0] if fresh else 0)
 
 

@@ -139,7 +139,7 @@ def _row_means(losses_A: Tensor, counts: list[int], samples: Sequence[Sample]) -
 
 
 def _question(sample: Sample) -> dict[str, Any]:
-    content: list[dict[str, str]] = [] if sample.image is None else [{"type": "image"}]
+    content = [{"type": "image"} for _ in sample.images]
     return {"role": "user", "content": [*content, {"type": "text", "text": sample.prompt}]}
 
 
@@ -148,10 +148,8 @@ def _reference(sample: Sample) -> dict[str, Any]:
 
 
 def _pictures(processor: Any, sample: Sample) -> list[Image.Image]:
-    if sample.image is None:
-        return []
-    folder, side = ImageFolder(sample.image.parent), picture_side(processor)
-    return [folder.open(sample.image.name, sample.id, side)]
+    side = picture_side(processor)
+    return [ImageFolder(path.parent).open(path.name, sample.id, side) for path in sample.images]
 
 
 def _stop_tokens(eos: int | list[int] | None) -> set[int]:

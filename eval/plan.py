@@ -22,7 +22,7 @@ RIGHT, SHUFFLED = "right", "shuffled"
 class Request:
     """One thing to ask: an answer in words, or the loss of the reference answer.
 
-    ``sample`` carries the picture that is shown. ``key`` hashes everything the reply depends on.
+    ``sample`` carries the pictures that are shown. ``key`` hashes everything the reply depends on.
     """
 
     key: str
@@ -64,23 +64,24 @@ def shuffle_pictures(
 
     The pictures are permuted, so each is shown as often as before. Samples are lined up picture by
     picture, the pictures in a seeded order, and each takes the picture that stands as many places
-    on as the commonest picture has samples, which is past the last sample of its own.
+    on as the commonest picture has samples, which is past the last sample of its own. The pictures
+    of one sample count as one and stay together.
     """
-    by_picture: dict[str, list[Sample]] = defaultdict(list)
+    by_picture: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
     for sample in samples:
-        if sample.image is not None:
-            by_picture[digests[sample.image]].append(sample)
+        if sample.images:
+            by_picture[tuple(digests[image] for image in sample.images)].append(sample)
     order = sorted(by_picture)
     random.Random(seed).shuffle(order)
-    line = [sample for digest in order for sample in by_picture[digest]]
+    line = [sample for shown in order for sample in by_picture[shown]]
     step = max((len(group) for group in by_picture.values()), default=0)
     if 2 * step > len(line):
         raise ValueError(
             f"{step} of {len(line)} samples show one and the same picture, so they cannot all get "
             f"another: turn the control off with --no-shuffled_control"
         )
-    images = {sample.id: line[(i + step) % len(line)].image for i, sample in enumerate(line)}
-    return tuple(replace(s, image=images[s.id]) for s in samples if s.id in images)
+    images = {sample.id: line[(i + step) % len(line)].images for i, sample in enumerate(line)}
+    return tuple(replace(s, images=images[s.id]) for s in samples if s.id in images)
 
 
 def _requests(
@@ -91,7 +92,7 @@ def _requests(
         "task": [task.name, task.version],
         "id": sample.id,
         "prompt": sample.prompt,
-        "image": None if sample.image is None else digests[sample.image],
+        "images": [digests[image] for image in sample.images],
         "fingerprint": fingerprint,
     }
     requests = [Request(_key({**base, "answer": answer}), condition, "answer", sample)]
@@ -106,7 +107,7 @@ def _key(content: dict[str, Any]) -> str:
 
 
 def _digests(samples: Sequence[Sample]) -> dict[Path, str]:
-    images = {sample.image for sample in samples if sample.image is not None}
+    images = {image for sample in samples for image in sample.images}
     return {image: hashlib.sha256(image.read_bytes()).hexdigest() for image in images}
 
 

@@ -32,7 +32,7 @@ def read_questions(root: Path, candidates: Iterable[str], layout: str) -> tuple[
         if sample.id in samples:
             raise ValueError(f"{where}: the id {sample.id!r} is used twice; ids must be unique")
         samples[sample.id] = sample
-    pictures = {sample.image for sample in samples.values() if sample.image is not None}
+    pictures = {image for sample in samples.values() for image in sample.images}
     absent = sorted(picture for picture in pictures if not picture.is_file())
     if absent:
         raise ValueError(_missing(absent, layout))
@@ -61,9 +61,9 @@ def _sample(where: str, row: dict[str, Any], root: Path) -> Sample:
         raise ValueError(f"{where}: options={options!r} must be a list of texts")
     return Sample(
         id=_text(where, row, "id"),
-        image=_picture(where, row, root),
         prompt=_text(where, row, "question"),
         references=(_text(where, row, "answer"),),
+        images=_pictures(where, row, root),
         options=tuple(options),
         group=_text(where, row, "group") if "group" in row else "",
     )
@@ -78,14 +78,14 @@ def _text(where: str, row: dict[str, Any], name: str) -> str:
     return value
 
 
-def _picture(where: str, row: dict[str, Any], root: Path) -> Path | None:
+def _pictures(where: str, row: dict[str, Any], root: Path) -> tuple[Path, ...]:
     if "image" in row and row["image"] is None:
-        return None
+        return ()
     name = _text(where, row, "image")
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{where}: image={name!r} must stay inside the data root {root}")
-    return path
+    return (path,)
 
 
 def _missing(paths: list[Path], layout: str) -> str:

@@ -191,7 +191,7 @@ def _line(row: Row, root: Path) -> Record:
         "id": sample.id,
         "condition": row.condition,
         "group": sample.group,
-        "image": None if sample.image is None else sample.image.relative_to(root).as_posix(),
+        "images": [image.relative_to(root).as_posix() for image in sample.images],
         "prompt": sample.prompt,
         "references": sample.references,
         "text": row.reply["text"],

@@ -5,24 +5,29 @@ A benchmark is a file in ``eval/tasks`` with ``load(root) -> Task`` and a line i
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 ANSWER_LOSS = "answer_loss"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question; ``prompt`` is the whole text put to the model, without image placeholders."""
+    """One question; ``prompt`` is the whole text put to the model, without image placeholders.
+
+    ``images`` are shown before it, in order. ``meta`` holds what a scoring rule needs beside the
+    references, such as a category or a precision; the rule's docstring names its keys.
+    """
 
     id: str
-    image: Path | None
     prompt: str
     references: tuple[str, ...]
+    images: tuple[Path, ...] = ()
     options: tuple[str, ...] = ()
     group: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,14 @@ def test_a_run_leaves_its_files_and_prints_the_table(run, served, tmp_path, caps
     assert all(task["complete"] for task in results["tasks"].values())
     lines = (out / "samples" / "stamps_short.jsonl").read_text().splitlines()
     assert len(lines) == 16
-    assert json.loads(lines[0])["image"] == "pictures/red.png"
+    assert json.loads(lines[0])["images"] == ["pictures/red.png"]
     assert not list(out.rglob("*.partial"))
 
 
 def test_equal_runs_have_equal_bytes_whatever_the_batch_size(run, served, tmp_path):
     written = []
     for name, size in (("a", "16"), ("b", "16"), ("c", "1"), ("d", "5")):
-        served(lambda sample: sample.image.stem)
+        served(lambda sample: sample.images[0].stem)
         run(tmp_path / name, "--batch_size", size)
         files = sorted((tmp_path / name / "samples").iterdir())
         written.append([p.read_bytes() for p in (tmp_path / name / "results.json", *files)])

@@ -7,7 +7,7 @@ from eval.task import Sample, Scored
 
 
 def sample(reference, options=(), group="", id="1"):
-    return Sample(id, None, "?", (reference,), tuple(options), group)
+    return Sample(id, "?", (reference,), options=tuple(options), group=group)
 
 
 def scored(rule, pairs, **more):

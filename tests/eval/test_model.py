@@ -68,10 +68,12 @@ def byte_tokenizer():
 
 @pytest.fixture
 def samples(data_root):
-    """Prompts of unequal length, answers of unequal length, the last without a picture."""
+    """Prompts and answers of unequal length; one with two pictures, the last without any."""
     tasks = [load_task(f"stamps_{name}", data_root) for name in ("yesno", "choice", "short")]
     shown = [sample for task in tasks for sample in task.samples[:4]]
-    return [*shown, Sample("text", None, "What is two and two?", ("four",))]
+    both = tuple(image for sample in shown[:4:2] for image in sample.images)
+    compared = Sample("two", "Which is larger?", ("the first",), both)
+    return [*shown, compared, Sample("text", "What is two and two?", ("four",))]
 
 
 def test_answers_do_not_depend_on_the_batch(tiny, samples):

@@ -13,11 +13,11 @@ def samples_of(counts):
     """Samples that show picture i counts[i] times, in mixed order."""
     pictures = [i for i, count in enumerate(counts) for _ in range(count)]
     random.Random(1).shuffle(pictures)
-    return [Sample(str(n), Path(f"{i}.png"), "?", ("a",)) for n, i in enumerate(pictures)]
+    return [Sample(str(n), "?", ("a",), (Path(f"{i}.png"),)) for n, i in enumerate(pictures)]
 
 
 def digests_of(samples):
-    return {sample.image: f"digest {sample.image}" for sample in samples}
+    return {image: f"digest {image}" for sample in samples for image in sample.images}
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,27 @@ def test_no_sample_is_shown_its_own_picture_and_the_pictures_are_permuted(counts
     samples = samples_of(counts)
     shuffled = shuffle_pictures(samples, digests_of(samples), seed)
     assert [sample.id for sample in shuffled] == [sample.id for sample in samples]
-    assert all(new.image != old.image for new, old in zip(shuffled, samples, strict=True))
-    assert Counter(s.image for s in shuffled) == Counter(s.image for s in samples)
+    assert all(new.images != old.images for new, old in zip(shuffled, samples, strict=True))
+    assert Counter(s.images for s in shuffled) == Counter(s.images for s in samples)
 
 
 def test_two_files_with_the_same_picture_are_one_picture():
     samples = samples_of([1, 1, 1, 1])
-    digests = dict(zip(sorted(s.image for s in samples), "xxyy", strict=True))
+    digests = dict(zip(sorted(s.images[0] for s in samples), "xxyy", strict=True))
     for seed in range(10):
         for new, old in zip(shuffle_pictures(samples, digests, seed), samples, strict=True):
-            assert digests[new.image] != digests[old.image]
+            assert digests[new.images[0]] != digests[old.images[0]]
+
+
+def test_the_pictures_of_a_sample_stay_together():
+    shown = [("a", "b"), ("b", "a"), ("a",), ("c", "c")]
+    samples = [
+        Sample(str(n), "?", ("a",), tuple(Path(f"{name}.png") for name in names))
+        for n, names in enumerate(shown)
+    ]
+    shuffled = shuffle_pictures(samples, digests_of(samples), 0)
+    assert Counter(s.images for s in shuffled) == Counter(s.images for s in samples)
+    assert all(new.images != old.images for new, old in zip(shuffled, samples, strict=True))
 
 
 def test_the_seed_decides_the_shuffle():
@@ -54,7 +65,7 @@ def test_a_picture_of_more_than_half_the_samples_cannot_be_shuffled():
 
 
 def test_samples_without_a_picture_are_asked_only_once():
-    samples = [*samples_of([1, 1]), Sample("text", None, "?", ("a",))]
+    samples = [*samples_of([1, 1]), Sample("text", "?", ("a",))]
     assert [s.id for s in shuffle_pictures(samples, digests_of(samples), 0)] == ["0", "1"]
 
 
@@ -73,11 +84,14 @@ def test_a_key_changes_with_everything_the_reply_depends_on(data_root):
         replace(task, max_new_tokens=3),
         replace(task, samples=(replace(first, prompt="!"), *task.samples[1:])),
         replace(task, samples=(replace(first, id="!"), *task.samples[1:])),
+        replace(task, samples=(replace(first, images=()), *task.samples[1:])),
+        replace(task, samples=(replace(first, images=first.images * 2), *task.samples[1:])),
     ]
     assert all(keys(other)[0] != before[0] for other in others)
     assert keys(task, "g")[0] != before[0]
     assert keys(task) == before
-    first.image.write_bytes(first.image.read_bytes() + b"!")
+    (picture,) = first.images
+    picture.write_bytes(picture.read_bytes() + b"!")
     assert keys(task)[0] != before[0]
 
 

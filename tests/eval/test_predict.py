@@ -24,12 +24,12 @@ def only_file(run):
 
 
 def test_every_request_gets_its_own_reply(task, requests, tmp_path, fake_model):
-    model = fake_model(lambda sample: f"about {sample.image.stem}, {sample.id}")
+    model = fake_model(lambda sample: f"about {sample.images[0].stem}, {sample.id}")
     assert predict(model, task, requests, tmp_path, batch_size=3) == len(requests)
     replies = read_predictions(tmp_path, task.name)
     for request in requests:
         reply = replies[request.key]
-        assert reply["text"] == f"about {request.sample.image.stem}, {request.sample.id}"
+        assert reply["text"] == f"about {request.sample.images[0].stem}, {request.sample.id}"
         assert (reply["id"], reply["condition"]) == (request.sample.id, request.condition)
     assert max(model.batches) == 3
 

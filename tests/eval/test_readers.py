@@ -24,10 +24,10 @@ def test_a_row_becomes_a_sample(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     write(tmp_path, row(image="a.png", options=["x", "y"], group="g"), "", row(id="2"))
     first, second = read(tmp_path)
-    assert first.image == tmp_path / "a.png"
+    assert first.images == (tmp_path / "a.png",)
     assert (first.prompt, first.references) == ("What?", ("that",))
     assert (first.options, first.group) == (("x", "y"), "g")
-    assert (second.image, second.options, second.group) == (None, (), "")
+    assert (second.images, second.options, second.group) == ((), (), "")
 
 
 def test_a_missing_file_names_every_path_and_the_layout(tmp_path):
@@ -78,7 +78,7 @@ def test_an_id_used_twice_is_refused_with_its_line(tmp_path):
     [
         ("{", "not a line of JSON"),
         ("[1]", "a JSON object was expected, not list"),
-        ({"id": "1"}, "'image' is missing"),
+        ({"id": "1", "question": "?", "answer": "a"}, "'image' is missing"),
         (row(id=7), "id=7 must be a text"),
         (row(answer=" "), "answer=' ' must be a text that is not empty"),
         (row(options="AB"), "options='AB' must be a list"),

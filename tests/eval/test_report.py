@@ -25,7 +25,7 @@ def results_of(data_root, tmp_path, fake_model):
 
 def looks(sample):
     """A model that knows its pictures: yes where the colour asked for is the colour shown."""
-    return "Yes" if f"square {sample.image.stem}?" in sample.prompt else "No"
+    return "Yes" if f"square {sample.images[0].stem}?" in sample.prompt else "No"
 
 
 def cells(text, metric):

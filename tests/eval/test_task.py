@@ -73,10 +73,16 @@ def test_a_task_checks_itself():
             **given,
         )
 
-    one = (Sample("1", None, "?", ("a",)),)
+    one = (Sample("1", "?", ("a",)),)
     with pytest.raises(ValueError, match="task t has no samples"):
         task(())
     with pytest.raises(ValueError, match="max_new_tokens=0 of t"):
         task(one, max_new_tokens=0)
     with pytest.raises(ValueError, match=r"answer loss of \['name'\]"):
         task(one, loss_groups=("name",))
+
+
+def test_a_sample_is_hashable_whatever_its_meta():
+    plain, told = Sample("1", "?", ("a",)), Sample("1", "?", ("a",), meta={"choices": ["a", "b"]})
+    assert plain != told
+    assert len({plain, told}) == 2

@@ -205,7 +205,7 @@ def test_the_report_holds_the_numbers(training, evaluation, tmp_path):
 
 
 def test_the_sentences_say_what_the_results_say(evaluation, tmp_path):
-    run = evaluation(lambda sample: "square" if sample.image.stem != "red" else "thing")
+    run = evaluation(lambda sample: "square" if sample.images[0].stem != "red" else "thing")
     write_report([run], [], tmp_path / "out")
     results = json.loads((run / "results.json").read_text())
     task = results["tasks"]["stamps_short"]
@@ -286,7 +286,7 @@ def test_a_dense_training_has_just_its_loss(training, evaluation, tmp_path):
 
 
 def test_six_pictures_of_which_some_are_right_and_some_wrong(evaluation, tmp_path):
-    run = evaluation(lambda s: s.references[0] if s.image.stem in ("red", "blue") else "maybe")
+    run = evaluation(lambda s: s.references[0] if s.images[0].stem in ("red", "blue") else "maybe")
     write_report([run], [], tmp_path / "out")
     html = texts(tmp_path / "out")[1]
     verdicts = re.findall(r'<span class="badge (\w+)">', html)
@@ -297,7 +297,7 @@ def test_six_pictures_of_which_some_are_right_and_some_wrong(evaluation, tmp_pat
 
 
 def sample(id, image=None):
-    return {"id": id, "image": image or f"{id}.png"}
+    return {"id": id, "images": [image or f"{id}.png"]}
 
 
 def test_the_choice_of_samples_does_not_hang_on_their_order():
@@ -315,7 +315,7 @@ def test_where_all_answers_are_right_or_few_there_are_fewer_kinds_but_no_sample_
 
 def test_a_picture_comes_again_only_when_no_other_is_left():
     judged = [(sample(f"s{i}", f"{i % 2}.png"), True) for i in range(8)]
-    assert len({row["image"] for _, row, _ in choose({"t": judged}, 2)}) == 2
+    assert len({row["images"][0] for _, row, _ in choose({"t": judged}, 2)}) == 2
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "config.json", "recipe.yaml"])
