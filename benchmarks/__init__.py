@@ -6,4 +6,5 @@
 # Name -> what it measures. Each is the module of its name with a main(argv).
 VERBS = {
     "data": "the data path: decoding, padding against packing, memory of a loader's worker",
+    "features": "a step of the projector, with the image tower and with its cached features",
 }

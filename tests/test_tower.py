@@ -1,4 +1,4 @@
-"""A tower alone is the whole model's, its key knows every number; a training asks for its features."""
+"""A tower alone is the whole model's, its key knows every number; when a training may use it."""
 
 import json
 import shutil
