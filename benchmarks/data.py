@@ -25,7 +25,7 @@ from benchmarks.measure import interleaved, machine, summary, table, write
 from benchmarks.mixture import IMAGE_TOKENS, MAX_LENGTH, draw_lengths
 from benchmarks.packed_step import StepTimer, build_model
 from llava_compete.data import Collator, LlavaDataset
-from llava_compete.data.batches import Batches
+from llava_compete.data.batches import BATCHINGS, Batches
 from llava_compete.data.encode import processor_fingerprint
 from llava_compete.processor import build_processor
 from llava_compete.vision import describe_tower
@@ -150,7 +150,7 @@ def _packing(args: argparse.Namespace, _: Path) -> dict[str, Any]:
     rows = [(name, f["real"], f["batches"], f["seconds"]) for name, f in fills.items()]
     print(f"\n{table([heads, *rows])}")
     timers = {
-        name: StepTimer(build_model(packed="packed" in name), batches, lengths)
+        name: StepTimer(build_model(packed=name == "packed"), batches, lengths)
         for name, batches in _ways(lengths).items()
     }
     found = interleaved(timers, args.rounds)
@@ -162,19 +162,10 @@ def _packing(args: argparse.Namespace, _: Path) -> dict[str, Any]:
 
 
 def _ways(lengths: Any) -> dict[str, Batches]:
-    """Batches of one token budget: 16 rows, or as many tokens in packs."""
-
-    def batches(batching: str, size: int, capacity: int) -> Batches:
-        return Batches(lengths, batching=batching, batch_size=size, max_length=capacity, seed=0)
-
-    packs = {
-        f"packed, {capacity}": batches("packed", BATCH * MAX_LENGTH // capacity, capacity)
-        for capacity in (MAX_LENGTH, 2 * MAX_LENGTH, 4 * MAX_LENGTH)
-    }
+    """Batches of one token budget: 16 sequences of at most MAX_LENGTH tokens."""
     return {
-        "shuffled": batches("shuffled", BATCH, MAX_LENGTH),
-        "length_grouped": batches("length_grouped", BATCH, MAX_LENGTH),
-        **packs,
+        name: Batches(lengths, batching=name, batch_size=BATCH, max_length=MAX_LENGTH, seed=0)
+        for name in BATCHINGS
     }
 
 

@@ -53,7 +53,10 @@ class ModelArgs:
         default=None, metadata={"help": "Of fresh routers, instead of the checkpoint's."}
     )
     attn_implementation: str = field(
-        default="sdpa", metadata={"help": "Attention by name: sdpa, flash_attention_2, eager."}
+        default="sdpa",
+        metadata={
+            "help": "Attention by name: sdpa (of packs: row by row), flash_attention_2, eager."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from llava_compete.checkpoint import load, read_config, refuse_non_empty
 from llava_compete.config import DataArgs, ModelArgs, parse, read_recipe, resolved
 from llava_compete.data import IGNORED, Collator, LlavaDataset, counts_table, data_record
 from llava_compete.moe import RoutingChange
+from llava_compete.packed_attention import PACKED_SDPA
 from llava_compete.processor import IMAGE_TOKEN
 from llava_compete.skipped import SKIPPED
 from llava_compete.tower import open_features
@@ -80,7 +81,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
             parts=model_args.router_parts and tuple(model_args.router_parts),
             fresh=model_args.fresh_routers,
         ),
-        attn_implementation=model_args.attn_implementation,
+        attn_implementation=_attention(model_args.attn_implementation, args.batching),
     )
     set_trainable(model, model_args.trainable)
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
@@ -116,6 +117,11 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
         (output_dir / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False))
         (output_dir / DATA).write_text(json.dumps(record, indent=1))
     return trainer, resume_from
+
+
+def _attention(name: str, batching: str) -> str:
+    """sdpa's mask would cost the square of a packed sequence; by row it costs that of each row."""
+    return PACKED_SDPA if name == "sdpa" and batching == "packed" else name
 
 
 def check_data(dataset: LlavaDataset, args: DataArgs) -> dict[str, Any]:

@@ -181,6 +181,20 @@ def test_the_steps_that_are_told_are_those_that_are_trained(
     assert trainer.state.global_step == told == ceil(len(drawn.masks) / accumulation)
 
 
+def test_packed_rows_are_attended_to_one_by_one_and_learn_what_a_mask_gives(
+    recipe: dict[str, Any],
+) -> None:
+    losses = {}
+    for attention, used in (("sdpa", "packed_sdpa"), ("eager", "eager")):
+        folder = str(Path(recipe["output_dir"]).with_name(attention))
+        changes = {"batching": "packed", "attn_implementation": attention, "output_dir": folder}
+        trainer, _ = make_trainer({**recipe, "max_steps": 3}, **changes)
+        assert trainer.model.language_model.config._attn_implementation == used
+        run(trainer, None)
+        losses[attention] = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses["sdpa"] == pytest.approx(losses["eager"], rel=1e-5)
+
+
 def test_a_dry_run_tells_batching_and_batches(recipe: dict[str, Any]) -> None:
     trainer, _ = make_trainer(recipe, batching="packed", dry_run=True)
     batches = len(trainer.get_train_dataloader())
