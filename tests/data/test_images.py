@@ -570,7 +570,7 @@ def test_training_and_evaluation_see_the_same_pixels(tmp_path, processor):
     row = tiny.say("<image>a", "b", image="a.jpg")
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     trained = LlavaDataset(tmp_path / "rows.json", tmp_path, processor)[0]["pixel_values"]
-    sample = Sample(id="a", image=tmp_path / "a.jpg", prompt="a", references=("b",))
+    sample = Sample("a", "a", ("b",), images=(tmp_path / "a.jpg",))
     pictures = evaluation._pictures(processor, sample)
     assert pictures[0].size == (80, 60)
     asked = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
