@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 MAX_ROW_BYTES = 16 * 2**20  # the longest rows that are meant have some 100 KB
 BLOCK_BYTES = 64 * 2**10
-BATCH_ROWS = 256  # of a parquet file at a time
+BATCH_ROWS = 256  # of a parquet file at a time, fewer where rows hold pictures
+BATCH_BYTES = 8 * 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -119,8 +120,8 @@ class _Blocks:
 def _parquet_rows(file: Path) -> Iterator[Row]:
     number = 0
     try:
-        with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=BATCH_ROWS):
+        with pq.ParquetFile(file, pre_buffer=False) as opened:  # else it holds the file's bytes
+            for batch in opened.iter_batches(batch_size=_batch_rows(opened.metadata)):
                 if batch.nbytes > MAX_ROW_BYTES:
                     for place in range(batch.num_rows):
                         if batch.slice(place, 1).nbytes > MAX_ROW_BYTES:
@@ -133,6 +134,13 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             f"{file} is not Parquet after {number} whole rows: {error}; the file is cut or "
             f"damaged: fetch or write it again"
         ) from error
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Rows of about BATCH_BYTES by the mean over the file, BATCH_ROWS at most."""
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    size = sum(group.total_byte_size for group in groups)
+    return min(BATCH_ROWS, max(1, BATCH_BYTES * metadata.num_rows // max(1, size)))
 
 
 def _skip_mark(opened: IO[bytes], file: Path) -> int:

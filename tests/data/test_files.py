@@ -6,6 +6,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -203,3 +204,17 @@ def test_reading_takes_no_more_memory_for_a_longer_file(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_parquet_file_of_pictures_is_not_held_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    picture = np.random.default_rng(0)
+    with pq.ParquetWriter(file, pa.schema([("image", pa.binary())])) as table:
+        for _ in range(16):
+            images = [picture.bytes(2**19) for _ in range(8)]
+            table.write_table(pa.table({"image": images}))
+    before, most = pa.total_allocated_bytes(), 0
+    for row in read_rows(file):
+        assert len(row["image"]) == 2**19
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < file.stat().st_size / 3
