@@ -162,7 +162,8 @@ def main(argv: Sequence[str]) -> None:
         missed = [x for x in planted if x not in listed]
         invented = [x for x in listed if x not in planted]
         print(f"{name}: {len(planted)} planted, {len(missed)} missed, {len(invented)} invented")
-        print(*missed[:9], *invented[:9], sep="\n")
+        for line in (*missed[:9], *invented[:9]):
+            print(f"  {line}")
 
 
 def _in_order(things: set[Any]) -> list[Any]:
