@@ -45,7 +45,7 @@ EVAL_HUB = DataSet(
             "vqav2", f"{LMMS}/VQAv2", ("*validation-*.parquet", "*testdev-*.parquet"), "CC BY 4.0"
         ),
         copy("gqa", f"{LMMS}/GQA", "testdev_balanced_*/*.parquet", "MIT by its card", 70 * MB),
-        copy("vizwiz", f"{LMMS}/VizWiz-VQA", "*val-*.parquet", "CC BY 4.0"),
+        copy("vizwiz", f"{LMMS}/VizWiz-VQA", "*val-*.parquet", "CC BY 4.0", 2_080 * MB),
         copy("scienceqa", f"{LMMS}/ScienceQA", "ScienceQA-IMG/test-*", "CC BY-NC-SA 4.0", 130 * MB),
         copy("textvqa", f"{LMMS}/textvqa", "*validation-*.parquet", "CC BY 4.0", 920 * MB),
         copy("pope", f"{LMMS}/POPE", "data/*.parquet", "MIT; pictures of COCO", 255 * MB),
@@ -62,7 +62,7 @@ EVAL_HUB = DataSet(
             "infovqa", f"{LMMS}/DocVQA", "InfographicVQA/validation-*", "RRC's terms, for research"
         ),
         copy("ocrbench", "echo840/OCRBench", "*.parquet", SEE),
-        copy("mmmu", f"{LMMS}/MMMU", "*validation-*.parquet", "Apache-2.0"),
+        copy("mmmu", f"{LMMS}/MMMU", "*validation-*.parquet", "Apache-2.0", 341 * MB),
         copy("mmstar", "Lin-Chen/MMStar", "*.parquet", SEE),
         copy("mathvista", "AI4Math/MathVista", "*testmini-*.parquet", "CC BY-SA 4.0"),
         copy("hallusionbench", f"{LMMS}/HallusionBench", "*.parquet", "BSD-3-Clause"),

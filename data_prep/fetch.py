@@ -151,6 +151,8 @@ def _plan(name: str, root: Path, jobs: Sequence[Job], keep_archives: bool) -> st
 
 
 def _sizes(source: Source) -> str:
+    if source.on_disk() is None:
+        return "unknown until the hub is asked, which is before the start"
     return f"{_size(source.download)} to download, {_size(source.on_disk())} on disk"
 
 

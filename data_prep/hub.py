@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx2
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -26,7 +26,7 @@ from data_prep.download import Digests, Patience, check, persist
 from data_prep.sources import Hub
 from data_prep.transfer import DISK_FULL, DownloadError, may_pass
 
-BROKEN = (OSError, httpx2.HTTPError)  # the hub's own errors are among them
+BROKEN = (OSError, HTTPError)  # the hub's own errors are among them
 SHOWN = 5
 
 
@@ -121,7 +121,7 @@ def _git_sha1(path: Path) -> str:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def _fault(hub: Hub, error: OSError | httpx2.HTTPError) -> DownloadError:
+def _fault(hub: Hub, error: OSError | HTTPError) -> DownloadError:
     """``error`` in a line, with what to do if another try cannot help."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     fix, passing = "", True

@@ -36,7 +36,7 @@ class Fault:
     claim_more: int = 0  # bytes that Content-Length promises and the body lacks
     ignore_range: bool = False  # answer 200 and the whole file
     fickle_etag: bool = False  # another ETag than in any answer before
-    body: bytes | None = None  # other content, with code 200
+    body: bytes | None = None  # other content
     content_type: str = "application/octet-stream"
     pause: float = 0.0  # seconds between blocks of 64 KiB
     forever: bool = False
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
         if fault.no_length:
             del headers["Accept-Ranges"]
-        elif span and not fault.ignore_range and fault.body is None:
+        elif span and not fault.ignore_range:
             first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
             if first >= len(content):
                 self._head(416, {"Content-Length": "0", "Content-Range": f"bytes */{len(content)}"})

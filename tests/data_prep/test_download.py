@@ -55,10 +55,12 @@ FAULTS = {
     "no length": (Fault(no_length=True, forever=True),),
     "503, then the file": (Fault(status=503), Fault(status=429)),
     "503 in the middle": (ASK, ASK, ASK, Fault(status=503)),
-    "other content in the middle": (ASK, ASK, ASK, Fault(body=OTHER)),
+    "a part of other content": (ASK, ASK, ASK, Fault(body=OTHER)),
+    "other content in the middle": (ASK, ASK, ASK, Fault(body=OTHER, ignore_range=True)),
 }
 
 
+PAGE = Fault(body=b"<html>log in</html>", content_type="text/html", ignore_range=True, forever=True)
 FINAL = {
     "promises too much for ever": (Fault(claim_more=1000, forever=True), "not completed|asked for"),
     "breaks off for ever": (
@@ -69,7 +71,7 @@ FINAL = {
     "404": (Fault(status=404, forever=True), "HTTP 404 Not Found; has it moved"),
     "403": (Fault(status=403, forever=True), "HTTP 403 Forbidden; log in"),
     "web page": (
-        Fault(body=b"<html>log in</html>", content_type="text/html", forever=True),
+        PAGE,
         "a web page came in place of the file",
     ),
 }
@@ -84,7 +86,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         with serve(*(FAULTS.get(name) or [FINAL[name][0]])) as server:
             try:
                 if name in FAULTS:
-                    fetch(server, target, size=len(DATA), checksum=f"sha256:{SHA256}")
+                    fetch(server, target)  # no checksum is known, so nothing but care helps
                 else:
                     fetch(server, target, patience=Patience(tries=2, wait=0.01, stall=10))
             except DownloadError as error:

@@ -252,8 +252,8 @@ def test_an_archive_with_evil_in_it_leaves_nothing(
 def test_a_page_in_place_of_an_archive_is_refused(
     server: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    page = Fault(body=b"<html>too many downloads</html>", content_type="text/html", forever=True)
-    server.faults["/images.zip"] = [page]
+    server.files["/images.zip"] = b"<html>too many downloads</html>"
+    server.headers["/images.zip"] = {"Content-Type": "text/html; charset=utf-8"}
     assert run(server, tmp_path, "--only", "part1") == 1
     assert "a web page came in place of the file" in caplog.text
 
