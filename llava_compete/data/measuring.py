@@ -26,6 +26,7 @@ from llava_compete.data.rows import row_name, source_of, to_messages
 TABLE_VERSION = 1  # raise it where the columns or what makes them change
 CHUNK_ROWS = 500
 PARALLEL_FROM = 20_000  # rows; until here starting processes takes longer than they save
+MAX_WORKERS = 16  # each takes some 400 MB; the process that reads the file feeds no more
 SHOWN = 5  # refused rows that an error names
 
 SCHEMA = pa.schema(

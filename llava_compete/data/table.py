@@ -18,7 +18,7 @@ from transformers import LlavaProcessor
 
 from llava_compete.data.encode import processor_fingerprint
 from llava_compete.data.exclude import read_exclusions
-from llava_compete.data.measuring import TABLE_VERSION, LeftOut, write_table
+from llava_compete.data.measuring import MAX_WORKERS, TABLE_VERSION, LeftOut, write_table
 
 
 class SourceCounts(NamedTuple):
@@ -63,8 +63,8 @@ class RowTable:
         """The table of a data file, made where it is not in ``cache_dir``.
 
         Another file at that path, processor, ``max_length`` or exclusions make another table.
-        ``num_workers`` processes measure a long file, one for each core if None. ValueError for a
-        faulty row and where no row is left.
+        ``num_workers`` processes measure a long file; None: one a core, MAX_WORKERS at most.
+        ValueError for a faulty row and where no row is left.
         """
         if not file.is_file():
             raise ValueError(f"data file {file} does not exist")
@@ -90,7 +90,7 @@ class RowTable:
                 processor,
                 max_length,
                 {exclusion.row: exclusion for exclusion in exclusions},
-                num_workers=len(os.sched_getaffinity(0)) if num_workers is None else num_workers,
+                num_workers=_cores() if num_workers is None else num_workers,
                 fingerprint=fingerprint,
                 stat=(stat.st_size, stat.st_mtime_ns),
             )
@@ -130,6 +130,10 @@ class RowTable:
             for source in {*names, *self.left_out.excluded, *self.left_out.refused}
         }
         return dict(sorted(found.items(), key=lambda item: (-item[1].rows, item[0])))
+
+
+def _cores() -> int:
+    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
 
 
 def default_cache_dir() -> Path:
