@@ -15,7 +15,7 @@ from transformers import LlavaProcessor
 
 from data_prep.formats import reader
 from data_prep.normalising import images
-from data_prep.normalising.faults import RowError, text_of
+from data_prep.normalising.faults import RowError, short, text_of
 from data_prep.normalising.options import COLUMNS, Table
 from llava_compete.data import measure, processor_fingerprint, to_messages
 from llava_compete.data.encode import TooLongError
@@ -24,7 +24,7 @@ from llava_compete.data.rows import source_of
 Row = dict[str, Any]
 
 PARALLEL_FROM = 5000  # rows; until here starting processes takes longer than they save
-CHUNK_ROWS = 32  # handed to another process at a time
+CHUNK_ROWS = 8  # handed to another process at a time; a row may hold pictures
 CHUNKS_AHEAD = 3  # of a process: what may wait, so that memory does not grow with the file
 KEPT_KEYS = {"source", "length", "length_by"}  # read or made anew for every format
 TURN_KEYS = {"from", "value", "role", "content"}
@@ -108,8 +108,8 @@ class Normaliser:
         if not found:
             return f"{self.settings.id_stem}-{number}"
         own = found[0]
-        if isinstance(own, bool) or not isinstance(own, str | int):
-            raise RowError("id", f"an id must be text or a whole number, got {own!r:.80}")
+        if isinstance(own, bool) or not isinstance(own, str | int | float):
+            raise RowError("id", f"an id must be a text or a number, got {short(own)}")
         return text_of(str(own), "the id")
 
 
