@@ -263,7 +263,11 @@ def read_config(path: Path, *, weights: bool = True) -> LlavaCompeteConfig:
             f"{LlavaCompeteConfig.model_type!r}: `llava-compete compose` makes one of a language "
             f"model and an image tower"
         )
-    needed = [*(weight_files(path) if weights else []), "processor_config.json", "tokenizer_config.json"]
+    needed = [
+        *(weight_files(path) if weights else []),
+        "processor_config.json",
+        "tokenizer_config.json",
+    ]
     if missing := [name for name in needed if not (path / name).is_file()]:
         raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")
     return LlavaCompeteConfig.from_pretrained(path)
