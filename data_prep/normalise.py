@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from data_prep.normalising.work import Dropped, Kept, Settings
 
 FIRST_ROWS = 100  # by which the format and the columns of JSON are known
+MAX_WORKERS = 16  # one process reads and writes for all
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -170,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         help="drop rows that a training with it refuses, count those that it cuts",
     )
-    add("--workers", type=_positive, default=os.cpu_count(), help="processes; default: cores")
+    cores = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    add("--workers", type=_positive, default=cores, help=f"processes; default: cores, here {cores}")
     add("--strict", action="store_true", help="exit with 1 where a row was dropped")
     add("--overwrite", action="store_true", help="replace OUTPUT and what stands beside it")
     table = parser.add_argument_group("tables of questions (vqa)")
