@@ -5,15 +5,13 @@ python -m benchmarks data --checkpoint outputs/quickstart/dense
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -22,17 +20,16 @@ from transformers import AutoTokenizer, LlavaProcessor
 
 from benchmarks.llava_path import ListOfDicts
 from benchmarks.measure import interleaved, machine, summary, table, write
-from benchmarks.mixture import IMAGE_TOKENS, MAX_LENGTH, draw_lengths
+from benchmarks.mixture import MAX_LENGTH, draw_lengths
 from benchmarks.packed_step import StepTimer, build_model
+from benchmarks.worker_memory import memory
 from llava_compete.data import Collator, LlavaDataset
 from llava_compete.data.batches import BATCHINGS, Batches
-from llava_compete.data.encode import processor_fingerprint
 from llava_compete.processor import build_processor
 from llava_compete.vision import describe_tower
 
 TOWERS = {"ViT-L-14": 224, "ViT-L-14-336": 336}  # the smaller one lets a decoder do less
 BATCH = 16
-READS = 20_000  # rows a worker has read when its memory is measured
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,7 +59,7 @@ def _samples(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file = _write_pictures(folder, args.pictures)
     found: dict[str, Any] = {}
     for tower, side in TOWERS.items():
-        processor = _processor(args.checkpoint, tower)
+        processor = make_processor(args.checkpoint, tower)
         paths: dict[str, Dataset] = {
             "plain": ListOfDicts(file, folder, processor),
             "ours": LlavaDataset(file, folder, processor, MAX_LENGTH),
@@ -108,8 +105,10 @@ def _write_pictures(folder: Path, count: int) -> Path:
     return file
 
 
-def _processor(checkpoint: Path, tower: str) -> LlavaProcessor:
-    return build_processor(AutoTokenizer.from_pretrained(checkpoint), describe_tower(tower, -2))
+def make_processor(checkpoint: Path, tower: str) -> LlavaProcessor:
+    """The checkpoint's tokenizer with the pictures of a published tower."""
+    vision = describe_tower(tower, -2, pretrained="openai")
+    return build_processor(AutoTokenizer.from_pretrained(checkpoint), vision)
 
 
 def _loader_speed(dataset: Dataset, processor: LlavaProcessor, workers: int) -> Callable[[], float]:
@@ -180,85 +179,4 @@ def _fill(batches: Batches, lengths: Any) -> tuple[int, int]:
     return real, all_
 
 
-def _memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Memory of a loader's worker that has read rows of a file of 665,298."""
-    processor = _processor(args.checkpoint, "ViT-L-14-336")
-    file = _write_rows(folder / "mix.jsonl", processor)
-    whole = folder / "mix.json"
-    whole.write_text("[" + ",".join(file.read_text().splitlines()) + "]")
-    builders = {
-        "neither": lambda: Nothing(),
-        "plain": lambda: ListOfDicts(whole, folder, processor),
-        "ours": lambda: LlavaDataset(file, folder, processor, MAX_LENGTH),
-    }
-    found = {name: _in_a_process(build) for name, build in builders.items()}
-    keys = ("rss", "uss", "pss", "open_seconds")
-    rows = [(name, *(f[key] for key in keys)) for name, f in found.items()]
-    print(f"\n{table([('memory of a worker, MB', *keys), *rows])}")
-    return found
-
-
-def _write_rows(file: Path, processor: LlavaProcessor) -> Path:
-    """Text-only rows as long as the mixture's, with the lengths that normalise would write."""
-    by = processor_fingerprint(processor)
-    word = "of a picture "
-    with file.open("w") as lines:
-        for number, length in enumerate(draw_lengths().tolist()):
-            text = word * max(1, (length - IMAGE_TOKENS) // 3)
-            row = {
-                "id": f"row-{number:06}",
-                "conversations": [
-                    {"from": "human", "value": f"What is number {number}?"},
-                    {"from": "gpt", "value": text},
-                ],
-                "length": length,
-                "length_by": by,
-            }
-            lines.write(json.dumps(row) + "\n")
-    return file
-
-
-class Nothing:
-    """The rows of no dataset: what the libraries themselves take."""
-
-    def __len__(self) -> int:
-        return 665_298
-
-    def row(self, index: int) -> int:
-        return index
-
-
-class MemoryOfReader(Dataset):
-    """Its only sample: the memory of the process after reading many rows."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, _: int) -> dict[str, float]:
-        for index in np.random.default_rng(0).integers(len(self.rows), size=READS).tolist():
-            self.rows.row(index)
-        memory = psutil.Process().memory_full_info()
-        return {name: getattr(memory, name) / 1e6 for name in ("rss", "uss", "pss")}
-
-
-def _in_a_process(build: Callable[[], Any]) -> dict[str, float]:
-    """The worker's figures, from a process that has held no other dataset before."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_measure, args=(build, sender))
-    process.start()
-    process.join()
-    return receiver.recv()
-
-
-def _measure(build: Callable[[], Any], sender: Any) -> None:
-    begin = time.perf_counter()
-    rows = build()
-    seconds = time.perf_counter() - begin
-    loader: Iterator[Any] = iter(DataLoader(MemoryOfReader(rows), batch_size=None, num_workers=1))
-    sender.send({**next(loader), "open_seconds": seconds})
-
-
-PARTS = {"samples": _samples, "packing": _packing, "memory": _memory}
+PARTS = {"samples": _samples, "packing": _packing, "memory": memory}
