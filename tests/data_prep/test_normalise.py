@@ -1,9 +1,6 @@
 """The verb from file to file, with real pictures and the tiny model's processor."""
 
 import base64
-import csv
-import json
-import re
 import shutil
 
 import pyarrow as pa
@@ -16,27 +13,19 @@ from data_prep.__main__ import main as data_prep
 from data_prep.normalising import files, work
 from llava_compete.data import LlavaDataset, processor_fingerprint, read_rows
 from tests import tiny
-
-LETTERED = "Answer with the option's letter from the given choices directly."
-
-
-def as_llava(name, *texts, image=None):
-    row = {**tiny.say(*texts), "id": name}
-    return row if image is None else {**row, "image": image}
-
-
-TALKS = [
-    as_llava("1", "<image>\nWhat?", "A box.", "Sure?", "Yes \u00fc.", image="a/0.png"),
-    as_llava("2", "<image>\n<image>\nWhich?", "One.", image=["a/1.png", "b/2.jpg"]),
-    as_llava("3", "Hello?", "Hi."),
-    as_llava("4", "First", "<b>", "<image>\nThen?", "Two.", image="b/2.jpg"),
-]
-QUESTIONS = [
-    as_llava("1", "<image>\nWhat?", "box", image="a/0.png"),
-    as_llava("2", f"<image>\n<image>\nWhich?\nA. x\nB. y\n{LETTERED}", "B")
-    | {"image": ["a/1.png", "b/2.jpg"]},
-    as_llava("3", "Hello?", "3"),
-]
+from tests.data_prep.formats_by_hand import (
+    QUESTIONS,
+    TALKS,
+    as_llava,
+    dropped_rows,
+    names,
+    run,
+    run_whole,
+    stats_of,
+    write_lines,
+    write_questions,
+    write_talks,
+)
 
 
 @pytest.fixture
@@ -46,122 +35,6 @@ def folder(tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         tiny.draw(index, (20 + 9 * index, 12)).save(root / name)
     return root
-
-
-def names(row):
-    image = row.get("image", [])
-    return [image] if isinstance(image, str) else image
-
-
-def content(folder, name):
-    return (folder / name).read_bytes()
-
-
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def as_sharegpt(row, folder):
-    speakers = {"human": "user", "gpt": "assistant"}
-    turns = [{**turn, "from": speakers[turn["from"]]} for turn in row["conversations"]]
-    return {"id": row["id"], "conversations": turns, "images": names(row)}
-
-
-def as_openai(row, folder, url=None):
-    """Parts for every question: its pictures by ``url(name)``, then its text."""
-    left = names(row)
-    messages = []
-    for turn in row["conversations"]:
-        text = turn["value"]
-        if turn["from"] == "gpt":
-            messages.append({"role": "assistant", "content": text})
-            continue
-        count = text.count("<image>")
-        shown, left = left[:count], left[count:]
-        parts = [{"type": "image_url", "image_url": {"url": url(name)}} for name in shown]
-        parts.append({"type": "text", "text": text.replace("<image>\n", "")})
-        messages.append({"role": "user", "content": parts})
-    return {"id": row["id"], "messages": messages}
-
-
-def by_name(row, folder):
-    return as_openai(row, folder, lambda name: name)
-
-
-def by_data_url(row, folder):
-    return as_openai(
-        row, folder, lambda name: f"data:;base64,{base64.b64encode(content(folder, name)).decode()}"
-    )
-
-
-def by_list(row, folder):
-    roles = {"human": "user", "gpt": "assistant"}
-    messages = [{"role": roles[t["from"]], "content": t["value"]} for t in row["conversations"]]
-    return {"id": row["id"], "messages": messages, "images": names(row)}
-
-
-def write_talks(kind, path, folder):
-    """TALKS in a format; gives the file."""
-    write = {
-        "llava": lambda row, _: row,
-        "sharegpt": as_sharegpt,
-        "openai": by_name,
-        "openai-data": by_data_url,
-        "openai-list": by_list,
-    }[kind]
-    return write_lines(path / "in.jsonl", [write(row, folder) for row in TALKS])
-
-
-def write_questions(kind, path, folder):
-    """QUESTIONS as a table; gives the file."""
-    rows = [
-        {"question": "What?", "image": ["a/0.png"], "answer": "box", "options": None},
-        {"question": "Which?", "image": ["a/1.png", "b/2.jpg"], "answer": "y"}
-        | {"options": ["x", "y"]},
-        {"question": "Hello?", "image": None, "answer": "3", "options": None},
-    ]
-    rows = [{"id": index, **row} for index, row in enumerate(rows, start=1)]
-    if kind == "csv":
-        file = path / "in.csv"
-        with file.open("w", encoding="utf-8-sig", newline="") as opened:
-            table = csv.DictWriter(opened, list(rows[0]))
-            table.writeheader()
-            for row in rows:
-                listed = {k: json.dumps(v) for k, v in row.items() if isinstance(v, list)}
-                table.writerow({**row, **listed})
-        return file
-    if kind == "parquet-bytes":
-        for row in rows:
-            row["image"] = [
-                {"bytes": content(folder, name), "path": "x.png"} for name in row["image"] or []
-            ]
-    file = path / "in.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    return file
-
-
-def run(*words):
-    """The exit status of the verb."""
-    try:
-        data_prep(["normalise", *map(str, words), "--workers", "1"])
-    except SystemExit as stopped:
-        return stopped.code
-    return 0
-
-
-def run_whole(source, output, checkpoint, *words):
-    assert run(source, output, "--checkpoint", checkpoint, *words) == 0
-    return list(read_rows(output))
-
-
-def dropped_rows(output):
-    lines = (output.parent / f"{output.name}.dropped.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def stats_of(output):
-    return json.loads((output.parent / f"{output.name}.stats.json").read_text())
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -402,116 +275,3 @@ def test_the_weights_are_not_needed(checkpoints, tmp_path):
     shutil.copytree(checkpoints["dense"], light, ignore=shutil.ignore_patterns("*.safetensors"))
     source = write_lines(tmp_path / "in.jsonl", TALKS)
     assert len(run_whole(source, tmp_path / "out.jsonl", light)) == 4
-
-
-class TestTables:
-    def write(self, path, text, encoding="utf-8"):
-        path.write_bytes(text.encode(encoding))
-        return path
-
-    def test_tabs_long_cells_and_blank_lines(self, checkpoints, tmp_path):
-        long = "x" * 200_000  # more than the csv module takes unless told to
-        source = self.write(tmp_path / "in.tsv", f"question\tanswer\n\n{long}\ta, b\n")
-        (row,) = run_whole(source, tmp_path / "out.jsonl", checkpoints["dense"])
-        assert [turn["value"] for turn in row["conversations"]] == [long, "a, b"]
-
-    def test_a_line_with_other_fields_than_the_header_is_dropped(self, checkpoints, tmp_path):
-        source = self.write(tmp_path / "in.csv", "question,answer\nq,a\nq\nq,a,b\n")
-        output = tmp_path / "out.jsonl"
-        assert len(run_whole(source, output, checkpoints["dense"])) == 1
-        assert [(entry["row"], entry["reason"]) for entry in dropped_rows(output)] == [
-            (1, "fields"),
-            (2, "fields"),
-        ]
-
-    @pytest.mark.parametrize(
-        ("text", "encoding", "message"),
-        [
-            ("question,answer\nq,\u00fc\n", "latin1", "is not UTF-8: .* iconv"),
-            ('question,answer\nq,"a\n', "utf-8", "line 2: unexpected end of data"),
-            ("question,question\nq,a\n", "utf-8", "must name each column once"),
-            ("question,answer\n", "utf-8", "holds no rows"),
-            ("", "utf-8", "must name each column once"),
-        ],
-    )
-    def test_a_damaged_table_is_refused(
-        self, text, encoding, message, checkpoints, tmp_path, capsys
-    ):
-        source = self.write(tmp_path / "in.csv", text, encoding)
-        assert run(source, tmp_path / "out.jsonl", "--checkpoint", checkpoints["dense"]) == 2
-        assert_says(capsys, message)
-
-    def test_an_empty_cell_in_the_first_line_is_a_row_s_fault_not_the_table_s(
-        self, checkpoints, tmp_path
-    ):
-        source = self.write(tmp_path / "in.csv", "question,answer\n,a\nq,a\n")
-        output = tmp_path / "out.jsonl"
-        assert len(run_whole(source, output, checkpoints["dense"])) == 1
-        assert [entry["reason"] for entry in dropped_rows(output)] == ["question"]
-
-    def test_columns_by_other_names(self, checkpoints, tmp_path):
-        source = self.write(tmp_path / "in.csv", "nr,q,A,B,gold,img\n5,Which?,x,y,B,a/0.png\n")
-        columns = ["id=nr", "question=q", "options=A,B", "answer=gold", "image=img"]
-        (row,) = run_whole(
-            source, tmp_path / "out.jsonl", checkpoints["dense"], "--columns", *columns
-        )
-        assert row["id"] == "5"
-        assert row["image"] == "a/0.png"
-        assert [turn["value"] for turn in row["conversations"]] == [
-            f"<image>\nWhich?\nA. x\nB. y\n{LETTERED}",
-            "B",
-        ]
-
-
-def assert_says(capsys, message):
-    error = capsys.readouterr().err
-    assert re.search(message, error, re.DOTALL), error
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["no.jsonl", "out.jsonl"], r"no\.jsonl does not exist"),
-        (["in.jsonl", "out.json"], r"out\.json must end in \.jsonl or \.parquet"),
-        (["in.jsonl", "there.jsonl"], r"there\.jsonl exists: name another or give --overwrite"),
-        (["in.jsonl", "in.jsonl", "--overwrite"], "is the input"),
-        (["in.jsonl", "out.jsonl", "--image_folder", "no"], "image_folder .*no is not a directory"),
-        (["in.jsonl", "out.jsonl", "--columns", "image=img"], "the table has no column 'img'"),
-        (["in.jsonl", "out.jsonl", "--columns", "imag=id"], "did you mean image"),
-        (["in.jsonl", "out.jsonl", "--max_length", "0"], "must be a whole number above 0"),
-        (["cut.jsonl", "out.jsonl"], r"cut\.jsonl line 2 is not JSON"),
-        (["held.jsonl", "out.jsonl"], "--image_folder DIR"),
-        (["other.jsonl", "out.jsonl"], "fit no format"),
-        (["in.jsonl", "out.jsonl", "--checkpoint", "no"], "checkpoint .*no is not a directory"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_and_leaves_nothing(
-    words, message, checkpoints, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    write_lines(tmp_path / "in.jsonl", TALKS)
-    write_lines(tmp_path / "other.jsonl", [{"text": "a"}])
-    (tmp_path / "cut.jsonl").write_text(json.dumps(TALKS[2]) + '\n{"id": ')
-    (tmp_path / "there.jsonl").write_text("mine")
-    picture = {
-        "type": "image_url",
-        "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAAAAACw="},
-    }
-    write_lines(
-        tmp_path / "held.jsonl",
-        [
-            {
-                "messages": [
-                    {"role": "user", "content": [picture]},
-                    {"role": "assistant", "content": "b"},
-                ]
-            }
-        ],
-    )
-    before = {path.name for path in tmp_path.iterdir()}
-    if "--checkpoint" not in words:
-        words = [*words, "--checkpoint", checkpoints["dense"]]
-    assert run(*words) == 2
-    assert_says(capsys, message)
-    assert {path.name for path in tmp_path.iterdir()} == before
-    assert (tmp_path / "there.jsonl").read_text() == "mine"
