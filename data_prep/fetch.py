@@ -4,7 +4,7 @@ python -m data_prep fetch SET --root DIR [--only SOURCE ...] [--dry_run]
 python -m data_prep fetch --list
 
 A source that is there whole is not fetched again; one that is damaged or half done is made whole.
-Ends with 0 where all that was asked for is there, with 1 where something is not.
+Ends with 0 where all that was asked for is there, with 1 where something is not, 130 on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def main(
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    if failed := fetch(jobs, root, args.keep_archives):
+    try:
+        failed = fetch(jobs, root, args.keep_archives)
+    except KeyboardInterrupt:
+        log.error("stopped; the same command goes on from here")
+        sys.exit(130)
+    if failed:
         log.error("not there: %s", ", ".join(failed))
         sys.exit(1)
 
