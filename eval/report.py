@@ -8,10 +8,11 @@ from eval.store import Record
 
 HEAD = ("task", "metric", "n", "score", "shuffled pictures", "right - shuffled", "chance")
 LEGEND = (
-    "Shares are in percent, +- one standard error; answer_loss is in nats a token, lower is "
-    "better. Shuffled pictures: the same questions, each with another sample's picture; right - "
-    "shuffled is paired by sample, with its size in its own standard errors (se) in brackets. "
-    "Chance: the best a model can do that never looks."
+    "Shares are in percent, +- one standard error; points are as the benchmark counts them; "
+    "answer_loss is in nats a token, lower is better. Shuffled pictures: the same questions, each "
+    "with another sample's picture; right - shuffled is paired by sample, with its size in its own "
+    "standard errors (se) in brackets. Chance: the best a model can do that never "
+    "looks."
 )
 
 
@@ -73,7 +74,9 @@ def _change(change: Record, unit: str) -> str:
 
 
 def _number(value: float, unit: str, sign: str = "") -> str:
-    return f"{value * 100:{sign}.1f}" if unit == "share" else f"{value:{sign}.3f}"
+    if unit == "share":
+        return f"{value * 100:{sign}.1f}"
+    return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.3f}"
 
 
 def _mark(task: Record, limit: int | None) -> str:

@@ -55,14 +55,14 @@ class Metric:
     """One number over ``n`` samples; ``stderr`` is None where no simple formula gives it.
 
     ``chance`` is the best score of a model that never looks at the picture: the larger of guessing
-    evenly and always giving the commonest answer.
+    evenly and always giving the commonest answer. Points are what a benchmark itself counts in.
     """
 
     value: float
     n: int
     stderr: float | None = None
     chance: float | None = None
-    unit: Literal["share", "nats"] = "share"
+    unit: Literal["share", "nats", "points"] = "share"
     flags: tuple[str, ...] = ()
 
 

@@ -4,12 +4,23 @@ An answer counts as a letter when it is the bare letter, when it starts with the
 when "The answer is X" with one more character on its line stands in it exactly once. "A.", "a" and
 "(A)" are no answers. Early versions of the script drew a random option then; here an unparsed
 answer is wrong and counted.
+
+``RULES``:
+
+llava15  the above
+lmms     lmms-eval's scienceqa/utils.py: a bare letter in any case, or a capital and a period at the
+         start, whatever follows; "The answer is A." is none. Some of its versions lower-case the
+         answer first, so that a capital and a period never fits; which of them 0.7.3 is was not
+         checked
+libmoe   as lmms
 """
 
 import re
 from collections.abc import Sequence
 
-from eval.metrics.statistics import majority_share, proportion_stderr, uniform_share
+from eval.metrics.aggregates import choice_accuracy
+from eval.metrics.letters import letter_score
+from eval.metrics.rules import Rule
 from eval.task import Metric, Sample, Score, Scored
 
 LETTERS = "ABCDE"
@@ -27,15 +38,22 @@ def parse(text: str) -> str | None:
     return stated[0] if len(stated) == 1 else None
 
 
+def parse_lmms(text: str) -> str | None:
+    """The letter an answer gives by lmms-eval's rule, None where it gives none."""
+    text = text.strip()
+    if len(text) == 1 and text.upper() in LETTERS:
+        return text.upper()
+    return text[0] if len(text) >= 2 and text[0] in LETTERS and text[1] == "." else None
+
+
 def score(text: str, sample: Sample) -> Score:
     """Right or wrong; a letter that the question does not offer is wrong and flagged."""
-    parsed = parse(text)
-    flags: tuple[str, ...] = ()
-    if parsed is None:
-        flags = ("unparsed",)
-    elif parsed not in offered(sample):
-        flags = ("not_offered",)
-    return Score(parsed, {"accuracy": float(parsed == sample.references[0])}, flags)
+    return letter_score(parse(text), sample)
+
+
+def score_lmms(text: str, sample: Sample) -> Score:
+    """The same by lmms-eval's rule."""
+    return letter_score(parse_lmms(text), sample)
 
 
 def offered(sample: Sample) -> str:
@@ -45,9 +63,11 @@ def offered(sample: Sample) -> str:
 
 def aggregate(rows: Sequence[Scored]) -> dict[str, Metric]:
     """Accuracy; chance is even guessing or the commonest letter, whichever is better."""
-    share = sum(row.score.values["accuracy"] for row in rows) / len(rows)
-    chance = max(
-        uniform_share([len(row.sample.options) for row in rows]),
-        majority_share([row.sample.references[0] for row in rows]),
-    )
-    return {"accuracy": Metric(share, len(rows), proportion_stderr(share, len(rows)), chance)}
+    return choice_accuracy(rows)
+
+
+RULES = {
+    "llava15": Rule(score, aggregate),
+    "lmms": Rule(score_lmms, aggregate),
+    "libmoe": Rule(score_lmms, aggregate),
+}
