@@ -96,6 +96,16 @@ def test_flags_are_counted_by_condition(results_of):
     assert "stamps_choice, right pictures, of 4 answers: unparsed 3." in text
 
 
+@pytest.mark.parametrize(
+    ("unit", "written"), [("share", "151073.0"), ("points", "1510.7"), ("nats", "1510.730")]
+)
+def test_a_number_is_written_in_its_unit(unit, written, results_of):
+    results = results_of("stamps_choice", lambda sample: "A", control=False)
+    metric = results["tasks"]["stamps_choice"]["conditions"]["right"]["metrics"]["accuracy"]
+    metric |= {"value": 1510.73, "stderr": None, "unit": unit}
+    assert cells(table(results), "accuracy")[3] == written
+
+
 def test_every_line_of_the_table_has_the_same_width(results_of):
     text = table(results_of("stamps_short", lambda sample: "Square."))
     assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1

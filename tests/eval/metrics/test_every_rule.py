@@ -21,7 +21,7 @@ SAMPLES = {
     "choice": [sample("B", options=OPTIONS)],
     "exact_match": [sample("dog")],
     "gqa": [sample("dog")],
-    "hallusion": [sample("yes", **PLACE)],
+    "hallusion": [sample("yes", **PLACE), sample("no", **PLACE | {"figure_id": 0})],
     "mathvista": [
         sample("12.0", **PROBLEM),
         sample("12", **PROBLEM | {"answer_type": "integer"}),
@@ -29,8 +29,10 @@ SAMPLES = {
         sample("a dog", options=OPTIONS, **PROBLEM | {"question_type": "multi_choice"}),
     ],
     "mmbench": [sample("B", options=OPTIONS, index=1_000_007)],
-    "mme": [sample("no", group="OCR", pair="1")],
-    "mme_realworld": [sample("B", options=OPTIONS, task="Perception")],
+    "mme": [sample("no", group="OCR", pair="1"), sample("yes", group="code_reasoning", pair="1")],
+    "mme_realworld": [
+        sample("B", options=OPTIONS, task=task) for task in ("Perception", "Reasoning")
+    ],
     "mmmu": [sample("B", options=OPTIONS), sample("12"), sample("a"), sample("Paris", "1e3")],
     "mmstar": [sample("B", options=OPTIONS, l2_category="geometry")],
     "ocrbench": [sample("dog", dataset="svt"), sample("x=1", dataset="HME100k")],
@@ -75,7 +77,10 @@ def test_no_text_is_too_odd_for_a_rule(name, rule, texts):
             assert score == rule.score(text, asked)
             assert all(0 <= number <= 1 for number in score.values.values())
             rows.append(Scored(asked, score))
-    for metric, summed in rule.aggregate(rows).items():
+    whole = rule.aggregate(rows)
+    for part in (rows[:1], rows[-1:], rows[::2]):
+        assert rule.aggregate(part).keys() <= whole.keys()
+    for metric, summed in whole.items():
         most = MOST.get(metric, len(rows)) if summed.unit == "points" else 1
         assert 0 <= summed.value <= most, metric
         assert summed.chance is None or 0 <= summed.chance <= 1
