@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlavaProcessor
 from benchmarks.llava_path import ListOfDicts
 from benchmarks.measure import interleaved, machine, summary, table, write
 from benchmarks.mixture import MAX_LENGTH, draw_lengths
-from benchmarks.packed_step import StepTimer, build_model
+from benchmarks.packed_step import StepTimer, build_model, fill_budget
 from benchmarks.worker_memory import memory
 from llava_compete.data import Collator, LlavaDataset
 from llava_compete.data.batches import BATCHINGS, Batches
@@ -134,7 +134,10 @@ def _loader_speed(dataset: Dataset, processor: LlavaProcessor, workers: int) -> 
 
 
 def _packing(args: argparse.Namespace, _: Path) -> dict[str, Any]:
-    """Share of real tokens in each way of batching, and real tokens per second of training."""
+    """Share of real tokens in each way of batching, and real tokens per second of training.
+
+    The share is of 16 rows or packs; a step of training holds what fits into as many tokens.
+    """
     lengths = draw_lengths()
     fills: dict[str, Any] = {}
     for name, batches in _ways(lengths).items():
@@ -148,14 +151,17 @@ def _packing(args: argparse.Namespace, _: Path) -> dict[str, Any]:
     heads = ("665,298 rows", "real tokens", "batches", "seconds")
     rows = [(name, f["real"], f["batches"], f["seconds"]) for name, f in fills.items()]
     print(f"\n{table([heads, *rows])}")
-    timers = {
-        name: StepTimer(build_model(packed=name == "packed"), batches, lengths)
-        for name, batches in _ways(lengths).items()
-    }
+    timers = {}
+    for name, batches in _ways(lengths).items():
+        packed = name == "packed"
+        filled = fill_budget(batches, lengths, BATCH * MAX_LENGTH)
+        timers[name] = StepTimer(build_model(packed=packed), filled, packed=packed)
     found = interleaved(timers, args.rounds)
     speeds = {name: summary(values) for name, values in found.items()}
     plain = speeds["shuffled"]["median"]
-    steps = [(name, speed["median"], speed["median"] / plain) for name, speed in speeds.items()]
+    speed_rows = [
+        (name, speed["median"], speed["median"] / plain) for name, speed in speeds.items()
+    ]
     print(f"\n{table([('training step', 'real tokens/s', 'to shuffled'), *steps])}")
     return {"fill": fills, "tokens_per_second": speeds}
 

@@ -3,8 +3,9 @@
 B sequences, L tokens of each.
 """
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,18 +45,31 @@ def build_model(*, packed: bool) -> Model:
     return model
 
 
+def fill_budget(batches: Batches, lengths: NDArray[Any], budget: int) -> Iterator[list[list[int]]]:
+    """Lengths of the sequences of each batch: as many as keep it, padding and all, in ``budget``.
+
+    A sequence is what ``batches`` give in their order, a row or a pack of rows.
+    """
+    kept: list[list[int]] = []
+    for unit in itertools.chain.from_iterable(batches):
+        sequence = [int(lengths[row]) for row in (unit if isinstance(unit, tuple) else (unit,))]
+        longest = max(map(sum, [*kept, sequence]))
+        if longest * (len(kept) + 1) > budget:
+            yield kept
+            kept = []
+        kept.append(sequence)
+
+
 class StepTimer:
     """Called: takes the next batch through forward and backward; real tokens per second."""
 
-    def __init__(self, model: Model, batches: Batches, lengths: NDArray[Any]) -> None:
+    def __init__(self, model: Model, batches: Iterator[list[list[int]]], *, packed: bool) -> None:
         self.model = model
-        self.batches = iter(batches)
-        self.lengths = lengths
+        self.batches = batches
+        self.packed = packed
 
     def __call__(self) -> float:
-        units = [u if isinstance(u, tuple) else (u,) for u in next(self.batches)]
-        lengths = [[int(self.lengths[row]) for row in unit] for unit in units]
-        batch = random_batch(lengths, packed=any(len(pack) > 1 for pack in lengths))
+        batch = random_batch(next(self.batches), packed=self.packed)
         begin = time.perf_counter()
         self.model(**batch).loss.backward()
         seconds = time.perf_counter() - begin

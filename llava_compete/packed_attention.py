@@ -33,28 +33,23 @@ def packed_sdpa(
     """
     if row_lengths is None:
         raise ValueError(f"attn_implementation={PACKED_SDPA!r} is for packed batches; use 'sdpa'")
-    num_sequences, _, length, _ = query.shape
     outputs = []
-    begin = 0
-    for row_length in row_lengths:
-        sequence, first = divmod(begin, length)
-        row = (slice(sequence, sequence + 1), slice(None), slice(first, first + row_length))
+    # Split, not sliced: each slice's backward would fill a tensor of the whole batch.
+    rows = zip(*(_by_row(x, row_lengths) for x in (query, key, value)), strict=True)
+    for row_length, of_row in zip(row_lengths, rows, strict=True):
         mask_SS = None
         if sliding_window is not None and row_length > sliding_window:
             mask_SS = _window(row_length, sliding_window, query.device)
         outputs.append(
-            sdpa_attention_forward(
-                module,
-                query[row],
-                key[row],
-                value[row],
-                mask_SS,
-                is_causal=mask_SS is None,
-                **kwargs,
-            )[0]
+            sdpa_attention_forward(module, *of_row, mask_SS, is_causal=mask_SS is None, **kwargs)[0]
         )
-        begin += row_length
+    num_sequences, _, length, _ = query.shape
     return torch.cat(outputs, dim=1).view(num_sequences, length, *outputs[0].shape[2:]), None
+
+
+def _by_row(x: Tensor, row_lengths: Sequence[int]) -> tuple[Tensor, ...]:
+    """(B, H, L, D) -> (1, H, S, D) of each row of S tokens."""
+    return x.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None].split(list(row_lengths), dim=2)
 
 
 def _window(length: int, window: int, device: torch.device) -> Tensor:
