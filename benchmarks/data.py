@@ -159,9 +159,7 @@ def _packing(args: argparse.Namespace, _: Path) -> dict[str, Any]:
     found = interleaved(timers, args.rounds)
     speeds = {name: summary(values) for name, values in found.items()}
     plain = speeds["shuffled"]["median"]
-    speed_rows = [
-        (name, speed["median"], speed["median"] / plain) for name, speed in speeds.items()
-    ]
+    steps = [(name, speed["median"], speed["median"] / plain) for name, speed in speeds.items()]
     print(f"\n{table([('training step', 'real tokens/s', 'to shuffled'), *steps])}")
     return {"fill": fills, "tokens_per_second": speeds}
 
