@@ -1,6 +1,7 @@
 """What a benchmark is: samples, a rule that scores one answer, and one that sums the scores up.
 
-A benchmark is a file in ``eval/tasks`` with ``load(root) -> Task`` and a line in ``TASKS``.
+A benchmark is a file in ``eval/tasks`` with ``load(root, profile) -> Task`` and a line in
+``TASKS``. A profile names the prompts and rules of one tool, where tools differ.
 """
 
 import difflib
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 ANSWER_LOSS = "answer_loss"
+DEFAULT_PROFILE = "llava15"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Task:
 
     ``expected_n`` is the published number of samples, None where there is none. ``headline`` is the
     metric to quote. In ``loss_groups`` the loss of the reference answer is measured as well.
+    ``unscored`` says why answers are kept but no score is given here: a judge or a server gives it.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Task:
     max_new_tokens: int
     expected_n: int | None = None
     loss_groups: tuple[str, ...] = ()
+    unscored: str = ""
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -98,12 +102,15 @@ class Task:
             )
 
 
-def load_task(name: str, root: Path) -> Task:
-    """The benchmark called ``name``, its data read from below ``root``."""
+def load_task(name: str, root: Path, profile: str = DEFAULT_PROFILE) -> Task:
+    """The benchmark called ``name``, asked and scored as in ``profile``, read from below ``root``.
+
+    ValueError where there is no such task, or the task has no such profile.
+    """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4) or sorted(TASKS)
         raise ValueError(f"no task is called {name!r}; did you mean {', '.join(near)}?")
-    task: Task = importlib.import_module(TASKS[name]).load(root)
+    task: Task = importlib.import_module(TASKS[name]).load(root, profile)
     return task
 
 

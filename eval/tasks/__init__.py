@@ -1,1 +1,1 @@
-"""One file a benchmark: ``load(root) -> Task``.  The list of them is ``eval.task.TASKS``."""
+"""One file a benchmark: ``load(root, profile) -> Task``.  Their list is ``eval.task.TASKS``."""

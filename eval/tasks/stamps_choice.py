@@ -7,13 +7,15 @@ from pathlib import Path
 
 from eval.metrics import choice
 from eval.readers import read_questions
-from eval.task import Sample, Task
+from eval.readers.prompts import of_profile
+from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUT = "  DATA_ROOT/heldout/choice.jsonl\n  DATA_ROOT/pictures/*.png"
 
 
-def load(root: Path) -> Task:
+def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     """Read ``root/heldout/choice.jsonl``; its answers are letters, its options the captions."""
+    of_profile("stamps_choice", profile, {"llava15": None})
     samples = read_questions(root, ["heldout/choice.jsonl"], LAYOUT)
     for sample in samples:
         _check(sample)

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from eval.metrics import exact_match
 from eval.readers import read_questions
-from eval.task import Task
+from eval.readers.prompts import of_profile
+from eval.task import DEFAULT_PROFILE, Task
 
 LAYOUT = "  DATA_ROOT/heldout/short.jsonl\n  DATA_ROOT/pictures/*.png"
 GROUPS = ("kind", "name")
 
 
-def load(root: Path) -> Task:
+def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     """Read ``root/heldout/short.jsonl``; every row's group is kind or name."""
+    of_profile("stamps_short", profile, {"llava15": None})
     samples = read_questions(root, ["heldout/short.jsonl"], LAYOUT)
     for sample in samples:
         if sample.group not in GROUPS:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from eval.metrics import yes_no
 from eval.readers import read_questions
-from eval.task import Sample, Task
+from eval.readers.prompts import of_profile
+from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUT = "  DATA_ROOT/heldout/yesno.jsonl\n  DATA_ROOT/pictures/*.png"
 
 
-def load(root: Path) -> Task:
+def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     """Read ``root/heldout/yesno.jsonl``; the answers there are yes or no in any case."""
+    of_profile("stamps_yesno", profile, {"llava15": None})
     return Task(
         name="stamps_yesno",
         version=1,

@@ -9,18 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from eval.readers.layouts import all_there, find
 from eval.task import Sample
-
-SHOWN = 5  # of many missing pictures
-
-
-def find(root: Path, candidates: Iterable[str], layout: str) -> Path:
-    """The first of ``candidates`` that is a file below ``root``."""
-    paths = [root / candidate for candidate in candidates]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise ValueError(_missing(paths, layout))
 
 
 def read_questions(root: Path, candidates: Iterable[str], layout: str) -> tuple[Sample, ...]:
@@ -33,9 +23,7 @@ def read_questions(root: Path, candidates: Iterable[str], layout: str) -> tuple[
             raise ValueError(f"{where}: the id {sample.id!r} is used twice; ids must be unique")
         samples[sample.id] = sample
     pictures = {image for sample in samples.values() for image in sample.images}
-    absent = sorted(picture for picture in pictures if not picture.is_file())
-    if absent:
-        raise ValueError(_missing(absent, layout))
+    all_there(pictures, layout)
     return tuple(samples.values())
 
 
@@ -86,10 +74,3 @@ def _pictures(where: str, row: dict[str, Any], root: Path) -> tuple[Path, ...]:
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{where}: image={name!r} must stay inside the data root {root}")
     return (path,)
-
-
-def _missing(paths: list[Path], layout: str) -> str:
-    shown = [f"  {path}" for path in paths[:SHOWN]]
-    if len(paths) > SHOWN:
-        shown.append(f"  ... and {len(paths) - SHOWN} more")
-    return "\n".join(["no such file; looked for", *shown, "expected layout:", layout])
