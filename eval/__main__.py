@@ -17,7 +17,7 @@ from eval.predict import Model, predict, unanswered
 from eval.report import table
 from eval.score import score_run, succeeded
 from eval.store import Record, claim, read_results, recorded
-from eval.task import TASKS, Task, load_task
+from eval.task import DEFAULT_PROFILE, TASKS, Task, load_task
 
 
 class Prepared(NamedTuple):
@@ -81,7 +81,7 @@ def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _prepare(args: argparse.Namespace) -> Prepared:
     from eval.fingerprint import fingerprint
 
-    tasks = [load_task(name, args.data_root) for name in args.tasks]
+    tasks = [load_task(name, args.data_root, args.profile) for name in args.tasks]
     changes: Record = {}
     if inference := _inference(args):
         from eval.model import changes as find_changes
@@ -137,6 +137,7 @@ def _arguments(args: argparse.Namespace) -> Record:
     return {
         "checkpoint": str(args.checkpoint.resolve()),
         "tasks": args.tasks,
+        "profile": args.profile,
         "data_root": str(args.data_root.resolve()),
         "batch_size": args.batch_size,
         "dtype": args.dtype,
@@ -155,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tasks", type=_names, required=True, help=f"of {','.join(TASKS)}")
     run.add_argument("--data_root", type=Path, required=True, help="where the questions lie")
     run.add_argument("--out", type=Path, required=True, help="run directory; resumed if it exists")
+    run.add_argument(
+        "--profile", default=DEFAULT_PROFILE, help="whose prompts and rules: llava15, lmms, libmoe"
+    )
     run.add_argument("--batch_size", type=_positive, default=16)
     run.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     run.add_argument("--limit", type=_positive, help="ask only so many samples of each task")

@@ -35,12 +35,13 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
         "schema_version": SCHEMA_VERSION,
         "fingerprint": run["fingerprint"],
         "limit": arguments["limit"],
+        "profile": arguments["profile"],
         "tasks": {},
     }
     if "changes" in arguments:  # absent where the checkpoint ran as it was saved
         results["changes"] = arguments["changes"]
     for name in arguments["tasks"]:
-        task = load_task(name, root)
+        task = load_task(name, root, arguments["profile"])
         requests = plan(
             task,
             run["fingerprint"],
@@ -114,6 +115,8 @@ def task_results(task: Task, rows: Sequence[Row], *, missing: int, limited: bool
         },
         "differences": {},
     }
+    if task.unscored:
+        results |= {"score": None, "unscored": task.unscored}
     if by_condition.keys() >= {RIGHT, SHUFFLED}:
         results["differences"] = _differences(by_condition[RIGHT], by_condition[SHUFFLED])
     return results

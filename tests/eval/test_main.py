@@ -144,6 +144,17 @@ def test_a_limited_run_is_marked_and_never_complete(run, served, tmp_path, capsy
     assert all(t["complete"] for t in read(tmp_path / "run" / "results.json")["tasks"].values())
 
 
+def test_the_profile_is_recorded_and_an_unknown_one_refused(run, served, tmp_path, capsys):
+    served()
+    run(tmp_path / "run", tasks="stamps_yesno")
+    assert read(tmp_path / "run" / "run.json")["arguments"]["profile"] == "llava15"
+    assert read(tmp_path / "run" / "results.json")["profile"] == "llava15"
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path / "other", "--profile", "lmms")
+    assert error.value.code == 2
+    assert "profile='lmms': stamps_yesno has llava15" in capsys.readouterr().err
+
+
 def test_without_the_control_each_question_is_asked_once(run, served, tmp_path):
     model = served()
     run(tmp_path / "run", "--no-shuffled_control", tasks="stamps_yesno")
