@@ -88,9 +88,3 @@ def test_a_sample_is_hashable_whatever_its_meta():
     plain, told = Sample("1", "?", ("a",)), Sample("1", "?", ("a",), meta={"choices": ["a", "b"]})
     assert plain != told
     assert len({plain, told}) == 2
-
-
-@pytest.mark.parametrize("name", ["stamps_yesno", "stamps_choice", "stamps_short"])
-def test_a_profile_that_a_task_lacks_is_refused_with_those_it_has(data_root, name):
-    with pytest.raises(ValueError, match=f"profile='lmms': {name} has llava15"):
-        load_task(name, data_root, "lmms")
