@@ -33,6 +33,9 @@ def _rows(name: str, task: Record, results: Record) -> Iterator[tuple[str, ...]]
     if RIGHT not in conditions:
         yield (title, task["headline"], "0", "-", "-", "-", "-")
         return
+    if "unscored" in task:
+        yield (title, task["headline"], str(task["n"]), "none", "-", "-", "-")
+        return
     right = conditions[RIGHT]["metrics"]
     shuffled = conditions[SHUFFLED]["metrics"] if SHUFFLED in conditions else {}
     for metric in sorted(right, key=lambda m: m != task["headline"]):
@@ -86,6 +89,8 @@ def _mark(task: Record, limit: int | None) -> str:
 
 
 def _notes(name: str, task: Record) -> Iterator[str]:
+    if "unscored" in task:
+        yield f"- {name}: no score, {task['unscored']}."
     if task["missing"]:
         yield f"- {name}: {task['missing']} replies are missing; run again to ask for them."
     if not task["complete"] and task["n"] != task["expected_n"]:

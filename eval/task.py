@@ -6,6 +6,7 @@ A benchmark is a file in ``eval/tasks`` with ``load(root, profile) -> Task`` and
 
 import difflib
 import importlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,10 @@ class Task:
     def __post_init__(self) -> None:
         if not self.samples:
             raise ValueError(f"task {self.name} has no samples: is its question file empty?")
+        if len({sample.id for sample in self.samples}) < len(self.samples):
+            ids = Counter(sample.id for sample in self.samples)
+            twice = [id for id, count in ids.items() if count > 1]
+            raise ValueError(f"task {self.name} has ids that are used twice: {twice[:5]}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} of {self.name} must be above 0")
         missing = set(self.loss_groups) - {sample.group for sample in self.samples}
@@ -118,4 +123,10 @@ TASKS: dict[str, str] = {
     "stamps_yesno": "eval.tasks.stamps_yesno",
     "stamps_choice": "eval.tasks.stamps_choice",
     "stamps_short": "eval.tasks.stamps_short",
+    "pope": "eval.tasks.pope",
+    "mme": "eval.tasks.mme",
+    "hallusionbench": "eval.tasks.hallusionbench",
+    "mathvista": "eval.tasks.mathvista",
+    "mm_vet": "eval.tasks.mm_vet",
+    "llava_w": "eval.tasks.llava_w",
 }
