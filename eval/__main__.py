@@ -128,7 +128,14 @@ def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None) -> N
             assert model is not None
             start = time.perf_counter()
             requests = prepared.requests[task.name]
-            asked = predict(model, task, requests, args.out, batch_size=args.batch_size)
+            asked = predict(
+                model,
+                task,
+                requests,
+                args.out,
+                batch_size=args.batch_size,
+                batch_tokens=args.batch_tokens,
+            )
             seconds = round(time.perf_counter() - start, 3)
             notes[task.name] = {"asked": asked, "seconds": seconds}
 
@@ -140,6 +147,7 @@ def _arguments(args: argparse.Namespace) -> Record:
         "profile": args.profile,
         "data_root": str(args.data_root.resolve()),
         "batch_size": args.batch_size,
+        "batch_tokens": args.batch_tokens,
         "dtype": args.dtype,
         "limit": args.limit,
         "seed": args.seed,
@@ -159,7 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", default=DEFAULT_PROFILE, help="whose prompts and rules: llava15, lmms, libmoe"
     )
-    run.add_argument("--batch_size", type=_positive, default=16)
+    run.add_argument("--batch_size", type=_positive, default=16, help="questions, at most")
+    run.add_argument(
+        "--batch_tokens",
+        type=_positive,
+        default=16384,
+        help="tokens of a batch, at most: padding, pictures and replies counted",
+    )
     run.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     run.add_argument("--limit", type=_positive, help="ask only so many samples of each task")
     run.add_argument("--seed", type=int, default=0, help="of the shuffled pictures")

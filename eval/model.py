@@ -1,27 +1,28 @@
-"""The only file here that imports torch and llava_compete: samples in, texts and losses out.
+"""Samples in, texts and losses out; no other file than this and ``pictures`` imports torch.
 
 B samples, L positions with image tokens, A answer tokens in the batch, T new tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import llava_compete
 from eval.inference import Inference
-from eval.predict import Answer
+from eval.pictures import Pictures
+from eval.predict import Answer, TooLargeError
 from eval.store import Record
 from eval.task import Sample
 from llava_compete import MoEConfig, RoutingChange, SelfContrast
 from llava_compete.checkpoint import changed_configs, read_config
-from llava_compete.data import Collator, ImageFolder, encode
-from llava_compete.data.images import picture_side
-from llava_compete.processor import prompt_batch
+from llava_compete.data import IGNORED, Collator
+from llava_compete.data.encode import tokenise, tokenise_prompt
 
 
 class LlavaCompete:
@@ -33,6 +34,7 @@ class LlavaCompete:
         self.model = model
         self.processor = processor
         self.self_contrast = self_contrast
+        self.pictures = Pictures(model, processor)
 
     @classmethod
     def load(cls, checkpoint: Path, dtype: str, inference: Inference) -> "LlavaCompete":
@@ -46,11 +48,88 @@ class LlavaCompete:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(device).eval(), processor, self_contrast)
 
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """Near enough: of the prompt's text alone, and what the template puts around any."""
+        if not samples:
+            return []
+        around, with_one = (
+            len(tokenise_prompt(self.processor, [_question(Sample("", "", (), images))]))
+            for images in ((), (Path(),))
+        )
+        texts = [sample.prompt for sample in samples]
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [
+            around + len(text) + (with_one - around) * len(sample.images)
+            for text, sample in zip(ids, samples, strict=True)
+        ]
+
+    def expect(self, samples: Sequence[Sample]) -> None:
+        self.pictures.expect(samples)
+
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
-        return generate(self.model, self.processor, samples, max_new_tokens, self.self_contrast)
+        with _telling_of_memory():
+            return self._generate(samples, max_new_tokens)
 
     def answer_losses(self, samples: Sequence[Sample]) -> list[float]:
-        return answer_loss(self.model, self.processor, samples)
+        """Of the tokens that training counts as the answer, its end included."""
+        with _telling_of_memory():
+            return self._losses(samples)
+
+    @torch.no_grad()
+    def _generate(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
+        batch = _padded(
+            [tokenise_prompt(self.processor, [_question(s)]) for s in samples],
+            self.processor.tokenizer.pad_token_id,
+        )
+        # The weak pass of self-contrast sees pictures by other experts than the strong one.
+        batch |= self.pictures.inputs(
+            samples, shared=not (self.self_contrast and self._sees_by_experts())
+        )
+        ids_BT = self.model.generate(
+            **self._on_device(batch),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            self_contrast=self.self_contrast,
+        )
+        texts = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
+        stops = _stop_tokens(self.model.generation_config.eos_token_id)
+        return [_answer(text, ids, stops) for text, ids in zip(texts, ids_BT.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def _losses(self, samples: Sequence[Sample]) -> list[float]:
+        tokens = [tokenise(self.processor, [_question(s), _reference(s)]) for s in samples]
+        rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in tokens]
+        batch = Collator(self.processor)(rows)
+        # Whoever watches experts of the tower counts the pictures of every question.
+        batch |= self.pictures.inputs(samples, shared=not self._sees_by_experts())
+        losses_A = self.model(**self._on_device(batch)).token_losses_A.float()
+        counts = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
+        return _row_means(losses_A, counts, samples)
+
+    def _sees_by_experts(self) -> bool:
+        return "vision" in self.model.moe_layers()
+
+    def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TooLargeError(str(error)) from error
+
+
+def _padded(rows: list[Tensor], pad_token_id: int) -> dict[str, Tensor]:
+    """Prompts beside each other, padded on the left: ids and mask, int64 (B, L)."""
+    masks = [torch.ones_like(row) for row in rows]
+    return {
+        "input_ids": pad_sequence(
+            rows, batch_first=True, padding_value=pad_token_id, padding_side="left"
+        ),
+        "attention_mask": pad_sequence(masks, batch_first=True, padding_side="left"),
+    }
 
 
 def changes(checkpoint: Path, inference: Inference) -> Record:
@@ -91,7 +170,6 @@ def _routings(configs: Mapping[str, MoEConfig]) -> dict[str, Record]:
     }
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     processor: Any,
@@ -99,32 +177,13 @@ def generate(
     max_new_tokens: int,
     self_contrast: SelfContrast | None = None,
 ) -> list[Answer]:
-    """Greedy answers, batched with padding on the left."""
-    prompts = [[_question(sample)] for sample in samples]
-    batch = prompt_batch(processor, prompts, [_pictures(processor, sample) for sample in samples])
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    ids_BT = model.generate(
-        **batch, max_new_tokens=max_new_tokens, do_sample=False, self_contrast=self_contrast
-    )
-    texts = processor.batch_decode(ids_BT, skip_special_tokens=True)
-    stops = _stop_tokens(model.generation_config.eos_token_id)
-    return [_answer(text, ids, stops) for text, ids in zip(texts, ids_BT.tolist(), strict=True)]
+    """Greedy answers of one batch."""
+    return LlavaCompete(model, processor, self_contrast).answers(samples, max_new_tokens)
 
 
-@torch.no_grad()
 def answer_loss(model: Any, processor: Any, samples: Sequence[Sample]) -> list[float]:
-    """Mean negative log-likelihood of each sample's first reference, in nats a token.
-
-    The tokens are those that training counts as the answer, its end included.
-    """
-    rows = [
-        encode(processor, [_question(sample), _reference(sample)], _pictures(processor, sample))
-        for sample in samples
-    ]
-    batch = {name: t.to(model.device) for name, t in Collator(processor)(rows).items()}
-    losses_A = model(**batch).token_losses_A.float()
-    counts = (batch["labels"][:, 1:] != -100).sum(dim=1).tolist()
-    return _row_means(losses_A, counts, samples)
+    """Losses of one batch, see LlavaCompete.answer_losses."""
+    return LlavaCompete(model, processor).answer_losses(samples)
 
 
 def _row_means(losses_A: Tensor, counts: list[int], samples: Sequence[Sample]) -> list[float]:
@@ -145,11 +204,6 @@ def _question(sample: Sample) -> dict[str, Any]:
 
 def _reference(sample: Sample) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": sample.references[0]}]}
-
-
-def _pictures(processor: Any, sample: Sample) -> list[Image.Image]:
-    side = picture_side(processor)
-    return [ImageFolder(path.parent).open(path.name, sample.id, side) for path in sample.images]
 
 
 def _stop_tokens(eos: int | list[int] | None) -> set[int]:

@@ -3,12 +3,13 @@
 A run that was killed is started again with the same command and asks only what has no reply yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
+from eval.batches import Limits, Sized, first_batch, in_groups
 from eval.plan import Request
 from eval.store import Record, appending, read_predictions
 from eval.task import Sample, Task
@@ -25,8 +26,21 @@ class Answer(NamedTuple):
     finished: bool
 
 
+class TooLargeError(Exception):
+    """A batch does not fit in the device's memory."""
+
+
 class Model(Protocol):
-    """What is asked: ``eval.model.LlavaCompete``, or a fake in the tests."""
+    """What is asked: ``eval.model.LlavaCompete``, or a fake in the tests.
+
+    What runs the model raises TooLargeError where a batch does not fit in memory.
+    """
+
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        """Tokens of each sample's prompt, its pictures' placeholders counted."""
+
+    def expect(self, samples: Sequence[Sample]) -> None:
+        """Begin to read the pictures of a batch that comes next."""
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]: ...
 
@@ -41,35 +55,76 @@ def unanswered(task: Task, requests: Sequence[Request], run_dir: Path) -> list[R
 
 
 def predict(
-    model: Model, task: Task, requests: Sequence[Request], run_dir: Path, *, batch_size: int = 16
+    model: Model,
+    task: Task,
+    requests: Sequence[Request],
+    run_dir: Path,
+    *,
+    batch_size: int = 16,
+    batch_tokens: int = 16384,
 ) -> int:
     """Ask what is unanswered and append the replies to the run directory; how many were asked.
 
-    Longest prompts go first, so that a batch size that does not fit in memory fails at once.
+    ``batches`` says what goes together. A batch that is too large for the memory is asked again in
+    halves, and those behind it stay as small; TooLargeError where one request alone does not fit.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    limits = Limits(batch_size, batch_tokens)
+    limits.check()
     todo = unanswered(task, requests, run_dir)
-    todo.sort(key=lambda request: (-len(request.sample.prompt), request.key))
     done = len(requests) - len(todo)
     bar = tqdm(total=len(requests), initial=done, desc=task.name, unit="reply")
     with bar, appending(run_dir, task.name) as append:
         for wants in ("answer", "loss"):
-            same = [request for request in todo if request.wants == wants]
-            for start in range(0, len(same), batch_size):
-                batch = same[start : start + batch_size]
-                append(_replies(model, task, batch))
-                bar.update(len(batch))
+            same = _sized(model, task, [request for request in todo if request.wants == wants])
+            queue = [sized for group in in_groups(same) for sized in group]
+            for replies in _replies_to(model, task, queue, limits):
+                append(replies)
+                bar.update(len(replies))
     return len(todo)
 
 
-def _replies(model: Model, task: Task, requests: Sequence[Request]) -> list[Record]:
+def _sized(model: Model, task: Task, requests: Sequence[Request]) -> list[Sized]:
+    tokens = model.lengths([request.sample for request in requests])
+    return [
+        Sized(request, length + task.max_new_tokens)
+        for request, length in zip(requests, tokens, strict=True)
+    ]
+
+
+def _replies_to(
+    model: Model, task: Task, queue: Sequence[Sized], limits: Limits
+) -> Iterator[list[Record]]:
+    """The replies to the queue, batch by batch."""
+    asked = 0
+    while asked < len(queue):
+        batch = first_batch(queue[asked : asked + limits.rows], limits)
+        behind = queue[asked + len(batch) : asked + len(batch) + limits.rows]
+        if behind:
+            model.expect([sized.request.sample for sized in first_batch(behind, limits)])
+        replies = _replies(model, task, [sized.request for sized in batch], alone=len(batch) == 1)
+        if replies is None:
+            limits = limits.half_of(batch)
+            tqdm.write(f"out of memory: at most {limits.tokens} tokens in a batch from here on")
+            continue
+        asked += len(batch)
+        yield replies
+
+
+def _replies(
+    model: Model, task: Task, requests: Sequence[Request], *, alone: bool
+) -> list[Record] | None:
+    """One for each request; None where they do not fit in memory and are more than one."""
     samples = [request.sample for request in requests]
     replies: list[Record]
-    if requests[0].wants == "answer":
-        replies = [answer._asdict() for answer in model.answers(samples, task.max_new_tokens)]
-    else:
-        replies = [{"loss": loss} for loss in model.answer_losses(samples)]
+    try:
+        if requests[0].wants == "answer":
+            replies = [answer._asdict() for answer in model.answers(samples, task.max_new_tokens)]
+        else:
+            replies = [{"loss": loss} for loss in model.answer_losses(samples)]
+    except TooLargeError:
+        if alone:
+            raise
+        return None
     return [
         {"key": request.key, "condition": request.condition, "id": request.sample.id, **reply}
         for request, reply in zip(requests, replies, strict=True)

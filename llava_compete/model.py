@@ -201,16 +201,24 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         blank = torch.zeros(1, *shape, device=text_BLD.device, dtype=text_BLD.dtype)
         return text_BLD + 0.0 * self._image_embeddings(blank, counted=False).sum()
 
+    def picture_features(self, pixel_values: Tensor, *, counted: bool = True) -> Tensor:
+        """What the tower makes of pixels (N, 3, H, W): (N, P, V), which ``image_features`` takes.
+
+        Where the tower has experts they count the tokens unless told that these are of a blank.
+        """
+        for layer in self.moe_layers().get("vision", ()):
+            num_tokens = len(pixel_values) * self.vision.tokens_per_image()
+            layer.mask_T = pixel_values.new_full((num_tokens,), counted, dtype=torch.bool)
+        return self.vision(pixel_values)
+
     def _image_embeddings(self, given: Tensor, *, counted: bool) -> Tensor:
         """Of pixels (N, 3, H, W), or of features (N, P, V), which only the projector sees."""
-        layers = self.moe_layers()
-        for layer in layers.get("vision", ()):
-            num_tokens = len(given) * self.vision.tokens_per_image()
-            layer.mask_T = given.new_full((num_tokens,), counted, dtype=torch.bool)
-        for layer in layers.get("projector", ()):
+        for layer in self.moe_layers().get("projector", ()):
             num_tokens = len(given) * self.config.vision.num_patches
             layer.mask_T = given.new_full((num_tokens,), counted, dtype=torch.bool)
-        return self.projector(self.vision(given) if given.dim() == 4 else given)
+        is_pixels = given.dim() == 4
+        features_NPV = self.picture_features(given, counted=counted) if is_pixels else given
+        return self.projector(features_NPV)
 
     def _check_placeholders(self, num_tokens: int, num_images: int) -> None:
         patches = self.config.vision.num_patches
@@ -298,12 +306,14 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         *,
+        image_features: Tensor | None = None,
         self_contrast: SelfContrast | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """New token ids (B, at most max_new_tokens); ``kwargs`` as transformers' generate.
 
         Prompts of unequal length are padded on the left (processor.prompt_batch does).
+        ``image_features`` (N, P, V) of ``picture_features`` stand for ``pixel_values``.
         ``self_contrast`` decodes by the contrast with a weaker routing of the same model.
         """
         if attention_mask is None:
@@ -316,11 +326,12 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model_kwargs = generation_config.update(**kwargs)
         if self_contrast is not None:
             check_generation(self, self_contrast, generation_config, model_kwargs)
-            weak = weak_pass(self, self_contrast, input_ids, attention_mask, pixel_values)
+            pictures = (pixel_values, image_features)
+            weak = weak_pass(self, self_contrast, input_ids, attention_mask, *pictures)
             others = model_kwargs.get("logits_processor") or ()
             model_kwargs["logits_processor"] = LogitsProcessorList([weak, *others])
         return self.language_model.generate(
-            inputs_embeds=self.embed(input_ids, pixel_values),
+            inputs_embeds=self.embed(input_ids, pixel_values, image_features),
             attention_mask=attention_mask,
             generation_config=generation_config,
             **model_kwargs,

@@ -135,11 +135,20 @@ def weak_pass(
     input_ids_BL: Tensor,
     attention_mask_BL: Tensor,
     pixel_values: Tensor | None,
+    image_features: Tensor | None = None,
 ) -> "WeakPass":
-    """The weak pass of one generation, its pictures seen by the weak experts too."""
+    """The weak pass of one generation, its pictures seen by the weak experts too.
+
+    ValueError for features of a tower with experts: what the weak ones see is not in them.
+    """
+    if image_features is not None and "vision" in model.moe_layers():
+        raise ValueError(
+            "self_contrast: image_features are of the tower's chosen experts, and the weak pass "
+            "needs those of the weak: pass pixel_values"
+        )
     layers = [layer for part in model.moe_layers().values() for layer in part]
     with weak_routing(layers, options.weak_rank):
-        prompt_BLD = model.embed(input_ids_BL, pixel_values)
+        prompt_BLD = model.embed(input_ids_BL, pixel_values, image_features)
     return WeakPass(options, model.language_model, layers, prompt_BLD, attention_mask_BL)
 
 

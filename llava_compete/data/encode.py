@@ -124,6 +124,18 @@ def processor_fingerprint(processor: LlavaProcessor) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def tokenise_prompt(processor: LlavaProcessor, messages: Sequence[Message]) -> Tensor:
+    """Ids (L,) of a prompt, ending where the answer begins; no picture is needed."""
+    (text,), _ = render_jinja_template(
+        [messages],
+        chat_template=processor.chat_template,
+        add_generation_prompt=True,
+        **processor.tokenizer.special_tokens_map,
+    )
+    ids_L = np.array(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _with_placeholders(processor, ids_L, count_images(messages))[0]
+
+
 def _tokenise_whole(
     processor: LlavaProcessor, messages: Sequence[Message]
 ) -> tuple[Tensor, Tensor]:
@@ -140,16 +152,23 @@ def _tokenise_whole(
     answered_L = np.zeros(len(ids_L), dtype=bool)
     for begin, end in spans:
         answered_L |= (begins_L < end) & (ends_L > begin)
+    ids, repeats_L = _with_placeholders(processor, ids_L, count_images(messages))
+    return ids, ids.masked_fill(torch.from_numpy(~answered_L.repeat(repeats_L)), IGNORED)
+
+
+def _with_placeholders(
+    processor: LlavaProcessor, ids_L: np.ndarray, wanted: int
+) -> tuple[Tensor, np.ndarray]:
+    """The ids with each image token as often as a picture needs it, and how often each stands."""
     is_image_L = ids_L == processor.image_token_id
-    if (shown := int(is_image_L.sum())) != (wanted := count_images(messages)):
+    if (shown := int(is_image_L.sum())) != wanted:
         raise ValueError(
             f"the text has {shown} {processor.image_token} tokens and {wanted} images: pictures "
             f"stand in questions only, and only where the row says so"
         )
     # A placeholder is a special token, so a run of it is tokenised as one is.
     repeats_L = np.where(is_image_L, image_tokens(processor), 1)
-    ids = torch.from_numpy(ids_L.repeat(repeats_L))
-    return ids, ids.masked_fill(torch.from_numpy(~answered_L.repeat(repeats_L)), IGNORED)
+    return torch.from_numpy(ids_L.repeat(repeats_L)), repeats_L
 
 
 def _refuse_cut(is_image_L: Tensor, labels_L: Tensor, max_length: int) -> None:

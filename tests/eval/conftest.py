@@ -7,23 +7,38 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.predict import Answer
+from eval.predict import Answer, TooLargeError
 from eval.task import Sample
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "grey": (120,) * 3}
 
 
 class FakeModel:
-    """Says ``reply(sample)``; stops with an error instead of the reply after ``crash_after``."""
+    """Says ``reply(sample)``; stops with an error instead of the reply after ``crash_after``.
+
+    A batch of more than ``room`` samples is too large for it.
+    """
 
     def __init__(
-        self, reply: Callable[[Sample], str], crash_after: int | None = None, loss: float = 1.25
+        self,
+        reply: Callable[[Sample], str],
+        crash_after: int | None = None,
+        loss: float = 1.25,
+        room: int = 1000,
     ) -> None:
         self.reply = reply
+        self.room = room
+        self.expected: list[str] = []
         self.crash_after = crash_after
         self.loss = loss
         self.asked: list[str] = []
         self.batches: list[int] = []
+
+    def lengths(self, samples: Sequence[Sample]) -> list[int]:
+        return [len(sample.prompt) for sample in samples]
+
+    def expect(self, samples: Sequence[Sample]) -> None:
+        self.expected += [sample.id for sample in samples]
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
         if self.crash_after is not None and len(self.asked) >= self.crash_after:
@@ -37,6 +52,8 @@ class FakeModel:
         return [self.loss + len(sample.references[0]) / 7 for sample in samples]
 
     def _note(self, samples: Sequence[Sample]) -> None:
+        if len(samples) > self.room:
+            raise TooLargeError(f"{len(samples)} samples")
         self.asked += [sample.id for sample in samples]
         self.batches.append(len(samples))
 

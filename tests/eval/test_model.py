@@ -5,10 +5,19 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from eval import model as adapter
 from eval.inference import Inference
+from eval.pictures import Pictures
+from eval.predict import TooLargeError
 from eval.task import Sample, load_task
-from llava_compete import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration, save
-from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id
+from llava_compete import (
+    LlavaCompeteConfig,
+    LlavaCompeteForConditionalGeneration,
+    SelfContrast,
+    save,
+)
+from llava_compete.data import ImageFolder
+from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id, prompt_batch
 from llava_compete.vision import VisionConfig
+from tests.tiny import PARTS
 
 TOWER = {"image_size": 16, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
 
@@ -76,6 +85,150 @@ def samples(data_root):
     return [*shown, compared, Sample("text", "What is two and two?", ("four",))]
 
 
+def prompt_of(processor, sample):
+    """One sample's prompt with its pixels, by the processor alone."""
+    folders = [(ImageFolder(path.parent), path.name) for path in sample.images]
+    pictures = [folder.open(name, "x", 16) for folder, name in folders]
+    return prompt_batch(processor, [[adapter._question(sample)]], [pictures])
+
+
+def one_by_one(model, processor, samples, max_new_tokens):
+    """Texts as LLaVA's loop makes them: a sample at a time, its pixels through the whole model."""
+    texts = []
+    for sample in samples:
+        ids = model.generate(
+            **prompt_of(processor, sample), max_new_tokens=max_new_tokens, do_sample=False
+        )
+        texts.append(processor.batch_decode(ids, skip_special_tokens=True)[0])
+    return texts
+
+
+@pytest.fixture(params=["dense", "language_model", "all"])
+def any_model(request, dense, moe):
+    """Dense, experts beside a dense tower, experts everywhere."""
+    if request.param == "dense":
+        model, processor = dense()
+    else:
+        parts = ("vision", *PARTS) if request.param == "all" else PARTS
+        model, processor = moe(parts=parts)
+    return model.eval(), processor
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_batched_text_is_that_of_one_sample_at_a_time(any_model, samples, batch_size):
+    model, processor = any_model
+    asked = adapter.LlavaCompete(model, processor)
+    batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+    texts = [answer.text for batch in batches for answer in asked.answers(batch, 8)]
+    assert texts == one_by_one(model, processor, samples, 8)
+    assert len(set(texts)) > 3
+
+
+@pytest.mark.parametrize("part", ["language_model", "projector"])
+def test_padding_adds_nothing_to_expert_counts(moe, samples, part):
+    model, processor = moe()
+    asked = adapter.LlavaCompete(model.eval(), processor)
+
+    counts = torch.zeros(4, dtype=torch.int64)
+
+    def count(router, args, routing):
+        mask = args[2].mask_T
+        counts.add_(torch.bincount(routing.ids_TK[mask].flatten(), minlength=4))
+
+    (layer, *_) = model.moe_layers()[part]
+    layer.router.register_forward_hook(count)
+    asked.answer_losses(samples)
+    together = counts.clone()
+    counts.zero_()
+    for sample in samples:
+        asked.answer_losses([sample])
+    assert torch.equal(together, counts)
+    assert counts.sum() > 0
+
+
+def test_a_picture_is_seen_once_in_neighbouring_batches_and_to_the_same_bits(any_model, samples):
+    model, processor = any_model
+    shown = [sample for sample in samples if sample.images]
+    pictures = Pictures(model, processor)
+    with torch.no_grad():
+        for begin in range(0, len(shown), 3):
+            batch = shown[begin : begin + 3]
+            pictures.expect(shown[begin + 3 : begin + 6])
+            features = pictures.inputs(batch, shared=True)["image_features"]
+            pixels = torch.cat([prompt_of(processor, s)["pixel_values"] for s in batch])
+            assert torch.equal(features, model.picture_features(pixels))
+            unshared = pictures.inputs(batch, shared=False)["pixel_values"]
+            assert torch.equal(unshared, pixels)
+    total = sum(len(sample.images) for sample in shown)
+    distinct = len({image for sample in shown for image in sample.images})
+    assert pictures.shown == 2 * total
+    assert pictures.seen == total + distinct < 2 * total
+
+
+def test_what_is_kept_of_pictures_is_bounded_by_the_latest(tiny, samples):
+    pictures = Pictures(*tiny, kept=2)
+    one_each = list(
+        {sample.images: sample for sample in samples if len(sample.images) == 1}.values()
+    )
+    with torch.no_grad():
+        for sample in [*one_each[:3], one_each[2], one_each[0]]:
+            pictures.inputs([sample], shared=True)
+    assert pictures.seen == 4  # the first had gone when it was asked for again
+    assert len(pictures._features) == 2
+
+
+def test_a_broken_picture_ends_the_run_by_its_sample_whoever_decodes_it(tiny, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    sample = Sample("s-1", "?", ("a",), (tmp_path / "broken.png",))
+    for announced in (False, True):
+        pictures = Pictures(*tiny)
+        if announced:
+            pictures.expect([sample])
+        with pytest.raises(ValueError, match=r"sample s-1: image .*broken\.png cannot be read"):
+            pictures.inputs([sample], shared=True)
+
+
+def test_a_weak_pass_sees_pictures_by_its_own_experts(moe, samples):
+    model, processor = moe(parts=("vision", *PARTS), perturbation=2.0)
+    contrast = SelfContrast(beta=3.0, alpha=0.3)
+    asked = adapter.LlavaCompete(model.eval(), processor, contrast)
+    texts = [answer.text for answer in asked.answers(samples, 8)]
+    alone = []
+    for sample in samples:
+        ids = model.generate(
+            **prompt_of(processor, sample),
+            max_new_tokens=8,
+            do_sample=False,
+            self_contrast=contrast,
+        )
+        alone.append(processor.batch_decode(ids, skip_special_tokens=True)[0])
+    assert texts == alone
+    prompt = prompt_of(processor, samples[0])
+    features = model.picture_features(prompt.pop("pixel_values"))
+    with pytest.raises(ValueError, match="pass pixel_values"):
+        model.generate(**prompt, image_features=features, self_contrast=contrast, max_new_tokens=2)
+
+
+def test_lengths_are_those_of_the_prompts(tiny, samples):
+    model, processor = tiny
+    lengths = adapter.LlavaCompete(model, processor).lengths(samples)
+    exact = [prompt_of(processor, s)["input_ids"].shape[1] for s in samples]
+    off = [abs(a - b) for a, b in zip(lengths, exact, strict=True)]
+    assert max(off) <= 1  # the template's line break stands once behind two pictures
+    assert sum(off) <= 1
+    assert adapter.LlavaCompete(model, processor).lengths([]) == []
+
+
+def test_a_batch_too_large_for_the_memory_is_told_as_such(tiny, samples, monkeypatch):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, processor = tiny
+    monkeypatch.setattr(model, "generate", full)
+    with pytest.raises(TooLargeError, match="CUDA out of memory"):
+        adapter.LlavaCompete(model, processor).answers(samples, 4)
+
+
 def test_answers_do_not_depend_on_the_batch(tiny, samples):
     together = adapter.generate(*tiny, samples, max_new_tokens=12)
     alone = [adapter.generate(*tiny, [sample], max_new_tokens=12)[0] for sample in samples]
@@ -93,9 +246,7 @@ def test_losses_do_not_depend_on_the_batch(tiny, samples):
 def test_the_loss_is_that_of_the_answer_and_its_end_alone(tiny, samples):
     model, processor = tiny
     (loss,) = adapter.answer_loss(model, processor, samples[:1])
-    prompt = adapter.prompt_batch(
-        processor, [[adapter._question(samples[0])]], [adapter._pictures(processor, samples[0])]
-    )
+    prompt = prompt_of(processor, samples[0])
     answer = processor.tokenizer(samples[0].references[0] + "<|im_end|>")["input_ids"]
     ids = torch.cat([prompt["input_ids"], torch.tensor([answer])], dim=1)
     with torch.no_grad():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from eval.plan import plan
-from eval.predict import predict, unanswered
+from eval.predict import TooLargeError, predict, unanswered
 from eval.store import read_predictions
 from eval.task import load_task
 
@@ -34,11 +34,46 @@ def test_every_request_gets_its_own_reply(task, requests, tmp_path, fake_model):
     assert max(model.batches) == 3
 
 
-def test_the_longest_prompt_is_asked_first(task, requests, tmp_path, fake_model):
-    lengths = []
-    model = fake_model(lambda sample: lengths.append(len(sample.prompt)) or "yes")
+def test_the_longest_prompt_is_asked_first_and_those_of_its_picture_with_it(
+    task, requests, tmp_path, fake_model
+):
+    asked = []
+    model = fake_model(lambda sample: asked.append(sample) or "yes")
     predict(model, task, requests, tmp_path, batch_size=2)
-    assert lengths == sorted(lengths, reverse=True)
+    assert len(asked[0].prompt) == max(len(request.sample.prompt) for request in requests)
+    pictures = [sample.images for sample in asked]
+    runs = [images for i, images in enumerate(pictures) if i == 0 or images != pictures[i - 1]]
+    assert len(runs) == len(set(pictures)) == 4
+    assert model.expected == model.asked[2:]  # each batch but the first was announced, in order
+
+
+@pytest.mark.parametrize("room", [1, 2, 5])
+def test_a_batch_that_is_too_large_is_halved_until_it_fits(
+    task, requests, tmp_path, fake_model, room
+):
+    model = fake_model(lambda sample: sample.id, room=room)
+    assert predict(model, task, requests, tmp_path, batch_size=16) == len(requests)
+    assert sorted(model.asked) == sorted(request.sample.id for request in requests)
+    assert 1 <= max(model.batches) <= room
+    replies = read_predictions(tmp_path, task.name)
+    assert all(replies[r.key]["text"] == r.sample.id for r in requests)
+
+
+def test_a_request_that_does_not_fit_alone_ends_the_run(task, requests, tmp_path, fake_model):
+    with pytest.raises(TooLargeError, match="1 samples"):
+        predict(fake_model(lambda sample: "yes", room=0), task, requests, tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 230, 1000])
+def test_a_batch_has_no_more_tokens_than_it_may(task, requests, tmp_path, fake_model, tokens):
+    model = fake_model(lambda sample: "yes")
+    predict(model, task, requests, tmp_path, batch_tokens=tokens)
+    length = {r.sample.id: len(r.sample.prompt) + task.max_new_tokens for r in requests}
+    asked = iter(model.asked)
+    for rows in model.batches:
+        batch = [length[next(asked)] for _ in range(rows)]
+        assert rows == 1 or rows * max(batch) <= tokens
+    assert max(model.batches) == {1: 1, 100: 1, 230: 2}.get(tokens, max(model.batches))
 
 
 def test_a_finished_run_asks_nothing(task, requests, tmp_path, fake_model):
@@ -124,3 +159,5 @@ def test_a_reply_too_few_is_an_error_and_stores_nothing(task, requests, tmp_path
 def test_a_batch_size_below_one_is_refused(task, requests, tmp_path, fake_model):
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         predict(fake_model(lambda sample: "yes"), task, requests, tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="batch_tokens=0 must be at least 1"):
+        predict(fake_model(lambda sample: "yes"), task, requests, tmp_path, batch_tokens=0)
