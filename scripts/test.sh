@@ -14,4 +14,5 @@ mypy
 if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   set -- -m "not gpu" "$@"
 fi
-exec pytest -n 2 --dist loadfile "$@"
+# Slow files begin (tests/conftest.py); xdist would begin with those of many tests.
+exec pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
