@@ -1,7 +1,8 @@
 """Evaluate a checkpoint; the verbs stand in ``eval/__init__.py``.
 
 Exit status: 0 done, 1 a task lacks replies or samples, 2 the command cannot be carried out. Once a
-run has begun, an error ends it with a traceback; the same command takes it up again.
+run has begun, an error ends it with a traceback; the same command takes it up again. Started by
+torchrun, ranks share the questions, and rank 0 waits for the others, scores and prints.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from eval.inference import Inference
 from eval.plan import Request, plan
 from eval.predict import Model, predict, unanswered
+from eval.ranks import Rank, wait_for_others
 from eval.report import table
 from eval.score import score_run, succeeded
 from eval.store import Record, claim, read_results, recorded
@@ -34,17 +36,26 @@ def main(argv: list[str] | None = None) -> int:
     """Carry out one verb and give the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    verbs = {"run": _run, "score": _score, "report": _report}
+    verbs = {"run": _run, "score": _score, "report": _report, "submit": _submit}
     return verbs[args.verb](args, parser)
 
 
 def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
+        rank = Rank.of_environment()
         prepared = _prepare(args)
-        model = _load(args) if prepared.todo else None
+        model = _load(args, rank) if prepared.todo else None
     except ValueError as error:
         parser.error(str(error))
-    _ask(args, prepared, model)
+    if rank.number > 0:
+        _ask(args, prepared, model, rank)
+        return 0  # rank 0 tells how the run has ended
+    arguments = _arguments(args) | {"ranks": rank.world_size}
+    if prepared.changes:
+        arguments["changes"] = prepared.changes
+    with recorded(args.out, arguments, prepared.fingerprint) as record:
+        record["tasks"] |= _ask(args, prepared, model, rank)
+        record["missing"] = wait_for_others(lambda: _missing(prepared, args.out), args.patience)
     results = score_run(args.out)
     print(table(results))
     return 0 if succeeded(results) else 1
@@ -75,6 +86,17 @@ def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except ValueError as error:
         parser.error(str(error))
     print("\n\n".join(text if len(tables) == 1 else f"## {run}\n\n{text}" for run, text in tables))
+    return 0
+
+
+def _submit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from eval.submissions import write_submissions
+
+    try:
+        written = write_submissions(args.run, args.data_root)
+    except ValueError as error:
+        parser.error(str(error))
+    print("\n".join(map(str, written)))
     return 0
 
 
@@ -113,31 +135,36 @@ def _inference(args: argparse.Namespace) -> Inference:
     )
 
 
-def _load(args: argparse.Namespace) -> Model:
+def _load(args: argparse.Namespace, rank: Rank) -> Model:
     from eval.model import LlavaCompete
 
-    return LlavaCompete.load(args.checkpoint, args.dtype, _inference(args))
+    return LlavaCompete.load(args.checkpoint, args.dtype, _inference(args), rank.local)
 
 
-def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None) -> None:
-    arguments = _arguments(args)
-    if prepared.changes:
-        arguments["changes"] = prepared.changes
-    with recorded(args.out, arguments, prepared.fingerprint) as notes:
-        for task in prepared.todo:
-            assert model is not None
-            start = time.perf_counter()
-            requests = prepared.requests[task.name]
-            asked = predict(
-                model,
-                task,
-                requests,
-                args.out,
-                batch_size=args.batch_size,
-                batch_tokens=args.batch_tokens,
-            )
-            seconds = round(time.perf_counter() - start, 3)
-            notes[task.name] = {"asked": asked, "seconds": seconds}
+def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None, rank: Rank) -> Record:
+    """Ask this rank's share; what each task took."""
+    notes: Record = {}
+    for task in prepared.todo:
+        assert model is not None
+        start = time.perf_counter()
+        asked = predict(
+            model,
+            task,
+            prepared.requests[task.name],
+            args.out,
+            batch_size=args.batch_size,
+            batch_tokens=args.batch_tokens,
+            rank=rank,
+        )
+        notes[task.name] = {"asked": asked, "seconds": round(time.perf_counter() - start, 3)}
+    return notes
+
+
+def _missing(prepared: Prepared, run_dir: Path) -> int:
+    """Replies that no rank has given yet."""
+    return sum(
+        len(unanswered(task, prepared.requests[task.name], run_dir)) for task in prepared.todo
+    )
 
 
 def _arguments(args: argparse.Namespace) -> Record:
@@ -183,10 +210,20 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="ask again with another sample's picture",
     )
+    run.add_argument(
+        "--patience",
+        type=_positive,
+        default=600,
+        help="seconds without a reply until the other ranks are given up",
+    )
     _add_inference(run)
     score = verbs.add_parser("score", allow_abbrev=False, help="score stored replies, no model")
     score.add_argument("run", type=Path)
     score.add_argument("--data_root", type=Path, help="where the questions lie now, if moved")
+
+    submit = verbs.add_parser("submit", allow_abbrev=False, help="write files for servers, judges")
+    submit.add_argument("run", type=Path)
+    submit.add_argument("--data_root", type=Path, help="where the questions lie now, if moved")
 
     report = verbs.add_parser("report", allow_abbrev=False, help="print the tables of runs")
     report.add_argument("runs", type=Path, nargs="+")

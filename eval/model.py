@@ -37,15 +37,17 @@ class LlavaCompete:
         self.pictures = Pictures(model, processor)
 
     @classmethod
-    def load(cls, checkpoint: Path, dtype: str, inference: Inference) -> "LlavaCompete":
-        """Read a checkpoint directory; on the GPU if there is one.
+    def load(
+        cls, checkpoint: Path, dtype: str, inference: Inference, local_rank: int = 0
+    ) -> "LlavaCompete":
+        """Read a checkpoint directory; on this rank's GPU if there is one.
 
         ValueError where it cannot be loaded so, and where its routing would see the answers.
         """
         routing, self_contrast = _asked(inference)
         model, processor = llava_compete.load(checkpoint, dtype=dtype, routing=routing)
         model.check_causal()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
         return cls(model.to(device).eval(), processor, self_contrast)
 
     def lengths(self, samples: Sequence[Sample]) -> list[int]:

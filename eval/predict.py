@@ -11,8 +11,11 @@ from tqdm import tqdm
 
 from eval.batches import Limits, Sized, first_batch, in_groups
 from eval.plan import Request
+from eval.ranks import Rank
 from eval.store import Record, appending, read_predictions
 from eval.task import Sample, Task
+
+ONLY_RANK = Rank()
 
 
 class Answer(NamedTuple):
@@ -62,25 +65,31 @@ def predict(
     *,
     batch_size: int = 16,
     batch_tokens: int = 16384,
+    rank: Rank = ONLY_RANK,
 ) -> int:
     """Ask what is unanswered and append the replies to the run directory; how many were asked.
 
-    ``batches`` says what goes together. A batch that is too large for the memory is asked again in
-    halves, and those behind it stay as small; TooLargeError where one request alone does not fit.
+    Of several ranks each asks the pictures of its share. ``batches`` says what goes together. A
+    batch that is too large for the memory is asked again in halves, and those behind it stay as
+    small; TooLargeError where one request alone does not fit.
     """
     limits = Limits(batch_size, batch_tokens)
     limits.check()
-    todo = unanswered(task, requests, run_dir)
-    done = len(requests) - len(todo)
-    bar = tqdm(total=len(requests), initial=done, desc=task.name, unit="reply")
-    with bar, appending(run_dir, task.name) as append:
-        for wants in ("answer", "loss"):
-            same = _sized(model, task, [request for request in todo if request.wants == wants])
-            queue = [sized for group in in_groups(same) for sized in group]
+    known = read_predictions(run_dir, task.name)
+    queues = []
+    for wants in ("answer", "loss"):
+        same = _sized(model, task, [request for request in requests if request.wants == wants])
+        # All requests are dealt, answered or not: a rank that begins later finds the same shares.
+        share = [sized for group in rank.share(in_groups(same)) for sized in group]
+        queues.append([sized for sized in share if sized.request.key not in known])
+    todo = sum(map(len, queues))
+    bar = tqdm(total=todo, desc=task.name, unit="reply", disable=rank.number > 0)
+    with bar, appending(run_dir, task.name, rank.number) as append:
+        for queue in queues:
             for replies in _replies_to(model, task, queue, limits):
                 append(replies)
                 bar.update(len(replies))
-    return len(todo)
+    return todo
 
 
 def _sized(model: Model, task: Task, requests: Sequence[Request]) -> list[Sized]:

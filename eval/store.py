@@ -70,9 +70,14 @@ def read_predictions(run_dir: Path, task: str) -> dict[str, Record]:
 
 
 @contextmanager
-def appending(run_dir: Path, task: str) -> Iterator[Callable[[Sequence[Record]], None]]:
-    """Gives a function that appends replies and returns once they are on the disk."""
-    path = run_dir / "predictions" / task / "rank-0.jsonl"
+def appending(
+    run_dir: Path, task: str, rank: int = 0
+) -> Iterator[Callable[[Sequence[Record]], None]]:
+    """Gives a function that appends replies and returns once they are on the disk.
+
+    The file is this process's own; one of the same number that was killed may have left it.
+    """
+    path = run_dir / "predictions" / task / f"rank-{rank}-{os.getpid()}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         _cut_torn_line(file)
@@ -102,10 +107,11 @@ def claim(run_dir: Path, fingerprint: str) -> None:
 
 @contextmanager
 def recorded(run_dir: Path, arguments: Record, fingerprint: str) -> Iterator[Record]:
-    """Keep ``run.json`` about what happens inside: started, then success or error.
+    """Keep ``run.json`` about what happens inside: started, then success, incomplete or error.
 
-    Gives the record's ``tasks``, where the caller notes what each task took. The metrics of an
-    earlier run in the same directory are removed, so that what lies there belongs to this one.
+    Gives the record, in whose ``tasks`` the caller notes what each took, and in ``missing`` how
+    many replies did not come. The metrics of an earlier run in the same directory are removed, so
+    that what lies there belongs to this one.
     """
     start = time.perf_counter()
     record: Record = {
@@ -115,13 +121,14 @@ def recorded(run_dir: Path, arguments: Record, fingerprint: str) -> Iterator[Rec
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
         "started": _now(),
         "tasks": {},
+        "missing": 0,
     }
     write_json(run_dir / "run.json", record)
     (run_dir / "results.json").unlink(missing_ok=True)
     ending: Record = {"status": "error"}
     try:
-        yield record["tasks"]
-        ending = {"status": "success"}
+        yield record
+        ending = {"status": "incomplete" if record["missing"] else "success"}
     finally:
         if (error := sys.exception()) is not None:
             ending["error"] = "".join(traceback.format_exception_only(error)).strip()

@@ -66,7 +66,8 @@ def read(path):
 
 
 def replies(run_dir):
-    lines = (run_dir / "predictions/stamps_short/rank-0.jsonl").read_text().splitlines()
+    (file,) = (run_dir / "predictions/stamps_short").iterdir()
+    lines = file.read_text().splitlines()
     rows = map(json.loads, lines)
     return {(r["condition"], r["id"], "loss" in r): r.get("text", r.get("loss")) for r in rows}
 
