@@ -53,6 +53,7 @@ EVAL_HUB = DataSet(
         copy("mmbench_en", f"{LMMS}/MMBench", "en/dev-*", "Apache-2.0", 97 * MB),
         copy("mmbench_cn", f"{LMMS}/MMBench", "cn/dev-*", "Apache-2.0", 97 * MB),
         copy("seed_bench", f"{LMMS}/SEED-Bench", "*.parquet", "CC BY-NC 4.0"),
+        copy("seed_bench_2_plus", "doolayer/SEED-Bench-2-Plus", "*.parquet", SEE, 228 * MB),
         copy("mm_vet", f"{LMMS}/MMVet", "*.parquet", SEE),
         copy("llava_w", f"{LMMS}/llava-bench-in-the-wild", "*.parquet", SEE),
         copy("ai2d", f"{LMMS}/ai2d", "*.parquet", SEE),
@@ -63,10 +64,14 @@ EVAL_HUB = DataSet(
         ),
         copy("ocrbench", "echo840/OCRBench", "*.parquet", SEE),
         copy("mmmu", f"{LMMS}/MMMU", "*validation-*.parquet", "Apache-2.0", 341 * MB),
+        copy(
+            "mmmu_pro", "MMMU/MMMU_Pro", "standard (10 options)/*.parquet", "Apache-2.0", 678 * MB
+        ),
         copy("mmstar", "Lin-Chen/MMStar", "*.parquet", SEE),
         copy("mathvista", "AI4Math/MathVista", "*testmini-*.parquet", "CC BY-SA 4.0"),
         copy("hallusionbench", f"{LMMS}/HallusionBench", "*.parquet", "BSD-3-Clause"),
         copy("mme_realworld_lite", "yifanzhang114/MME-RealWorld-lite-lmms-eval", "*.parquet", SEE),
+        copy("mme_realworld_cn", "yifanzhang114/MME-RealWorld-CN-Lmms-eval", "*.parquet", SEE),
         copy("realworldqa", f"{LMMS}/RealWorldQA", "*.parquet", "CC BY-ND 4.0"),
     ),
 )

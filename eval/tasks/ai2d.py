@@ -17,7 +17,7 @@ from eval.readers.prompts import lettered, of_profile
 from eval.readers.tables import Row, read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
-LAYOUTS: dict[str, Layout] = {"hub copy": {"test rows": hub("ai2d", "test-*")}}
+LAYOUTS: dict[str, Layout] = {"hub copy": {"test rows": hub("ai2d", "test-*", "test/*")}}
 COLUMNS = ("question", "options", "answer", "image")
 MAX_NEW_TOKENS = {"llava15": 128, "lmms": 16, "libmoe": 16}
 

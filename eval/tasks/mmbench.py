@@ -45,7 +45,7 @@ def load(language: Language, root: Path, profile: str) -> Task:
     put = of_profile(language.name, profile, {"llava15": _llava, "lmms": _lmms, "libmoe": _lmms})
     layouts: dict[str, Layout] = {
         "official files": {"TSV": (f"mmbench/{language.tsv}",)},
-        "hub copy": {"dev rows": hub(language.name, "dev-*")},
+        "hub copy": {"dev rows": hub(language.name, "dev-*", "dev/*")},
     }
     found = find_layout(root, language.name, layouts)
     absent = ABSENT_FOR_LLAVA if profile == "llava15" else ABSENT

@@ -30,7 +30,7 @@ from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
     "release": {"validation rows": ("mmmu/**/validation-*.parquet", "mmmu/**/validation-*.arrow")},
-    "hub copy": {"validation rows": hub("mmmu", "*validation-*")},
+    "hub copy": {"validation rows": hub("mmmu", "*validation-*", "validation/*")},
 }
 PICTURES = tuple(f"image_{number}" for number in range(1, 8))
 NAMED = re.compile(r"<image (\d+)>")

@@ -18,7 +18,7 @@ from eval.readers.prompts import of_profile
 from eval.readers.tables import Row, read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
-LAYOUTS: dict[str, Layout] = {"hub copy": {"test rows": hub("realworldqa", "test-*")}}
+LAYOUTS: dict[str, Layout] = {"hub copy": {"test rows": hub("realworldqa", "test-*", "test/*")}}
 COLUMNS = ("question", "answer", "image")
 MAX_NEW_TOKENS = {"llava15": 128, "lmms": 16, "libmoe": 16}
 OPTION = re.compile(r"^([A-Z])\. +(.*\S)", re.MULTILINE)

@@ -35,7 +35,7 @@ OFFICIAL = {
 LAYOUTS: dict[str, Layout] = {
     "LLaVA's files": {"questions": ("scienceqa/llava_test_CQM-A.json",), **OFFICIAL},
     "official files": OFFICIAL,
-    "hub copy": {"test rows": hub("scienceqa", "test-*")},
+    "hub copy": {"test rows": hub("scienceqa", "ScienceQA-IMG/test-*", "test-*", "test/*")},
 }
 COLUMNS = ("question", "choices", "answer", "hint", "image", "subject")
 MAX_NEW_TOKENS = {"llava15": 1024, "lmms": 16, "libmoe": 16}

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, Layout] = {
         "questions": (f"{FOLDER}/llava-seed-bench.jsonl",),
         "answers": (f"{FOLDER}/SEED-Bench.json",),
     },
-    "hub copy": {"test rows": hub("seed_bench", "test-*")},
+    "hub copy": {"test rows": hub("seed_bench", "test-*", "test/*")},
 }
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 COLUMNS = ("question_id", "question", *CHOICES, "answer", "data_type", "image")

@@ -26,7 +26,7 @@ from eval.task import DEFAULT_PROFILE, Sample, Task
 FOLDER = "seed_bench_2_plus"
 LAYOUTS: dict[str, Layout] = {
     "official files": {"questions": (f"{FOLDER}/SEED-Bench-2-plus-text-rich.json",)},
-    "hub copy": {"test rows": hub("seed_bench_2_plus", "test-*")},
+    "hub copy": {"test rows": hub("seed_bench_2_plus", "test-*", "test/*")},
 }
 CHOICES = ("choice_A", "choice_B", "choice_C", "choice_D")
 COLUMNS = ("question_id", "question", *CHOICES, "answer", "question_image_type", "image")

@@ -63,6 +63,28 @@ def test_an_arrow_copy_reads_as_the_parquet_one(name, tmp_path):
     assert load_task(name, tmp_path).samples == before
 
 
+SPLITS = {
+    "scienceqa_img": "test",
+    "mmbench_en": "dev",
+    "seed_bench": "test",
+    "seed_bench_2_plus": "test",
+    "ai2d": "test",
+    "mmmu": "validation",
+    "realworldqa": "test",
+}
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS.items())
+def test_a_copy_with_a_folder_for_each_split_is_read(name, split, tmp_path):
+    before = load(name, tmp_path).samples
+    for path in list((tmp_path / "hub").rglob("*.parquet")):
+        folder = next((tmp_path / "hub").iterdir())
+        put_table(folder / split / "data-00000-of-00001.arrow", pq.read_table(path).to_pylist())
+        put_table(folder / "train" / "data-00000-of-00001.arrow", [{"id": "another split"}])
+        path.unlink()
+    assert load_task(name, tmp_path).samples == before
+
+
 @pytest.mark.parametrize("name", SEVERAL)
 def test_the_official_files_go_first(name, tmp_path):
     for write in LAYOUTS[name]:
