@@ -3,11 +3,12 @@
     python -m eval run --checkpoint DIR --tasks stamps_yesno,stamps_choice --data_root DIR --out RUN
     python -m eval score RUN
     python -m eval report RUN
+    python -m eval submit RUN
     python -m eval report RUN --training DIR --output OUTDIR
 
 ``task`` says what a benchmark is and ``tasks/`` holds one file for each; ``plan`` turns a task into
 requests, ``predict`` puts them to a ``model``, run as it was saved or as ``inference`` says, and
 appends the answers to the run directory (``store``); ``score`` reads those back without a model,
 and ``report`` draws the table. ``training_report`` writes it into a ``document`` together with
-``charts`` of a ``training_log``.
+``charts`` of a ``training_log``. ``submissions`` writes the files for servers and judges.
 """
