@@ -42,7 +42,7 @@ VAL = Split(
     description="questions about pages of documents, val",
     layouts={
         "official files": {"rows": ("docvqa/val_v1.0*.json", "docvqa/*/val_v1.0*.json")},
-        "hub copy": {"tables": hub("docvqa", "validation-*")},
+        "hub copy": {"tables": hub("docvqa", "DocVQA/validation-*", "validation-*")},
     },
     image="image",
     folders=("docvqa/documents", "docvqa/spdocvqa_images", "docvqa/val/documents"),

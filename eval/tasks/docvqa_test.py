@@ -14,7 +14,7 @@ TEST = VAL._replace(
     description="questions about pages of documents, test",
     layouts={
         "official files": {"rows": ("docvqa/test_v1.0*.json", "docvqa/*/test_v1.0*.json")},
-        "hub copy": {"tables": hub("docvqa", "test-*")},
+        "hub copy": {"tables": hub("docvqa", "DocVQA/test-*", "test-*")},
     },
     folders=("docvqa/documents", "docvqa/spdocvqa_images", "docvqa/test/documents"),
     expected_n=5188,

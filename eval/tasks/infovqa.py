@@ -19,7 +19,7 @@ INFOVQA = VAL._replace(
                 "infovqa/*/infographicsVQA_val_v1.0*.json",
             )
         },
-        "hub copy": {"tables": hub("infovqa", "validation-*")},
+        "hub copy": {"tables": hub("infovqa", "InfographicVQA/validation-*", "validation-*")},
     },
     image="image_local_name",
     folders=("infovqa/images", "infovqa/infographicsvqa_images"),

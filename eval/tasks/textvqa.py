@@ -5,13 +5,14 @@ instruction of form S, as LLaVA's question file has it; ``lmms`` and ``libmoe`` 
 capitalise the question, which puts the rest of it in lower case. ``textvqa_no_ocr`` shows none in
 any profile. The line alone moves a score by some ten points, so the two are never compared.
 
-LLaVA's file has pictures for ids; it joins the annotations by picture and question, as LLaVA's
-scorer does, and gives the OCR line. The hub copy has the tokens; that LLaVA's file has the very
-same ones was not checked. Score: VQA accuracy in m4c's form.
+LLaVA's file has pictures for ids; it joins the annotations by picture and question in lower case,
+as LLaVA's scorer does, and ``llava15`` takes question and OCR line from it. The hub copy has the
+tokens; that LLaVA's file has the very same ones was not checked. Score: VQA accuracy in m4c's form.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from eval.metrics import vqa_accuracy
 from eval.readers import read_jsonl
@@ -34,6 +35,13 @@ PICTURES = "  DATA_ROOT/textvqa/train_images/*.jpg"
 COLUMNS = ("question_id", "question", "answers", "ocr_tokens", "image")
 OCR = "\nReference OCR token: "
 SHOWS_OCR = {"llava15": True, "lmms": False, "libmoe": False}
+
+
+class Asked(NamedTuple):
+    """A question of LLaVA's file, and what stands between it and the instruction."""
+
+    question: str
+    ocr: str
 
 
 def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
@@ -61,21 +69,23 @@ def task_of(root: Path, profile: str, name: str, *, shows_ocr: bool) -> Task:
 
 
 def _official(root: Path, found: Found, profile: str, shows_ocr: bool) -> Iterator[Sample]:
-    ocr = _ocr_lines(found.one("questions"))
+    asked = _asked(found.one("questions"))
     folder, samples, used = root / "textvqa/train_images", [], set()
     for where, row in read_rows(found.one("answers"), "data"):
         question, picture = text(where, row, "question"), text(where, row, "image_id")
         key = picture, question.strip().lower()
-        if key not in ocr:
+        if key not in asked:
             raise ValueError(
                 f"{where}: {found.one('questions')} does not ask {question!r} of {picture}"
             )
         used.add(key)
         image = inside(where, folder, f"{picture}.jpg")
-        prompt = _prompt(question, ocr[key] if shows_ocr else "", profile)
+        if profile == "llava15":
+            question = asked[key].question
+        prompt = _prompt(question, asked[key].ocr if shows_ocr else "", profile)
         answers = texts(where, row, "answers")
         samples.append(Sample(label(where, row, "question_id"), prompt, answers, (image,)))
-    if alone := sorted(ocr.keys() - used):
+    if alone := sorted(asked.keys() - used):
         raise ValueError(f"{found.one('questions')}: {len(alone)} unanswered, such as {alone[0]}")
     all_there((sample.images[0] for sample in samples), PICTURES)
     yield from samples
@@ -94,14 +104,15 @@ def _prompt(question: str, ocr: str, profile: str) -> str:
     return short((question if profile == "llava15" else question.capitalize()) + ocr)
 
 
-def _ocr_lines(path: Path) -> dict[tuple[str, str], str]:
-    # picture and question in lower case -> what stands between the question and the instruction
-    lines = {}
+def _asked(path: Path) -> dict[tuple[str, str], Asked]:
+    # by the picture and the question in lower case
+    asked = {}
     for where, row in read_jsonl(path):
         prompt = text(where, row, "text")
         question, _, rest = prompt.partition("\n")
         ocr, end = f"\n{rest}".removesuffix(f"\n{SHORT}"), prompt.endswith(f"\n{SHORT}")
         if not end or not (ocr == "" or ocr.startswith(OCR.rstrip(" "))):
             raise ValueError(f"{where}: {prompt!r} is not a question, an OCR line and {SHORT!r}")
-        lines[text(where, row, "question_id"), question.strip().lower()] = ocr
-    return lines
+        key = text(where, row, "question_id"), question.strip().lower()
+        asked[key] = Asked(question, ocr)
+    return asked

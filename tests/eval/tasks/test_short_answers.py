@@ -7,7 +7,13 @@ import pytest
 
 from eval.task import Scored, load_task
 from tests.eval.tasks.files import put_json, put_lines
-from tests.eval.tasks.short_answers import BOTH, QUESTIONS, SHORT, UNANSWERABLE
+from tests.eval.tasks.short_answers import (
+    BOTH,
+    QUESTIONS,
+    SHORT,
+    UNANSWERABLE,
+    documents_hub,
+)
 
 PROFILES = ("llava15", "lmms", "libmoe")
 SERVED = ("vqav2_testdev", "vizwiz_vqa_test", "docvqa_test")
@@ -158,6 +164,24 @@ def test_profiles_score_as_their_tools_do(tmp_path):
     for profile, value in (("llava15", 1.0), ("libmoe", 0.0)):
         task = official("vqav2", tmp_path, profile)
         assert task.score("2.", task.samples[2]).values == {"vqa_accuracy": value}
+
+
+def test_llava_asks_with_the_letters_of_its_own_file(tmp_path):
+    official("textvqa", tmp_path)
+    path = tmp_path / "textvqa/llava_textvqa_val_v051_ocr.jsonl"
+    path.write_text(path.read_text().replace("is it red?", "Is it RED?"))
+    prompts = {
+        (name, profile): load_task(name, tmp_path, profile).samples[1].prompt
+        for name, profile in (("textvqa", "llava15"), ("textvqa", "lmms"))
+    }
+    assert prompts["textvqa", "llava15"] == f"Is it RED?\nReference OCR token: \n{SHORT}"
+    assert prompts["textvqa", "lmms"] == f"Is it red?\n{SHORT}"
+
+
+def test_a_copy_of_the_whole_repository_gives_the_benchmark_alone(tmp_path):
+    for folder in ("DocVQA", "InfographicVQA"):
+        documents_hub(tmp_path / f"hub/docvqa/{folder}/validation-0.parquet")
+    assert len(load_task("docvqa", tmp_path).samples) == 3
 
 
 @pytest.mark.parametrize(
