@@ -132,13 +132,17 @@ def _inference(args: argparse.Namespace) -> Inference:
         top_k=args.top_k,
         router_parts=args.router_parts and tuple(args.router_parts),
         self_contrast=args.self_contrast,
+        num_beams=args.num_beams,
+        sampling=args.sampling,
     )
 
 
 def _load(args: argparse.Namespace, rank: Rank) -> Model:
     from eval.model import LlavaCompete
 
-    return LlavaCompete.load(args.checkpoint, args.dtype, _inference(args), rank.local)
+    return LlavaCompete.load(
+        args.checkpoint, args.dtype, _inference(args), rank.local, args.workers
+    )
 
 
 def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None, rank: Rank) -> Record:
@@ -210,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="ask again with another sample's picture",
     )
+    run.add_argument("--workers", type=_positive, default=2, help="threads that decode pictures")
     run.add_argument(
         "--patience",
         type=_positive,
@@ -251,6 +256,14 @@ def _add_inference(run: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='decode by self-contrast (SCMoE); {} or other values than {"alpha": 0.1, '
         '"beta": 0.5, "weak_rank": 2}',
+    )
+    group.add_argument("--num_beams", type=_positive, help="beam search instead of greedy decoding")
+    group.add_argument(
+        "--sampling",
+        type=_object,
+        metavar="JSON",
+        help='draw the answers; {} or other values than {"temperature": 1.0, "top_p": 1.0, '
+        '"top_k": 0, "seed": 0}',
     )
 
 

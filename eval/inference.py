@@ -15,6 +15,8 @@ class Inference:
     top_k: int | None = None
     router_parts: tuple[str, ...] | None = None
     self_contrast: dict[str, Any] | None = None  # options of SelfContrast; {}: its defaults
+    num_beams: int | None = None
+    sampling: dict[str, Any] | None = None  # options of Sampling; {}: its defaults
 
     def __bool__(self) -> bool:
         return self != Inference()
@@ -28,9 +30,18 @@ def describe(changes: Mapping[str, Any]) -> Iterator[str]:
     if "self_contrast" in changes:
         options = json.dumps(changes["self_contrast"], sort_keys=True)
         yield f"answers decoded by self-contrast {options}; losses are without it"
+    if "num_beams" in changes:
+        yield f"answers by beam search, {changes['num_beams']} beams"
+    if "sampling" in changes:
+        yield f"answers drawn by sampling {json.dumps(changes['sampling'], sort_keys=True)}"
 
 
 def mark(changes: Mapping[str, Any]) -> str:
     """What stands behind a task's name in a table."""
-    marks = {"routing": " (OTHER ROUTING)", "self_contrast": " (SELF-CONTRAST)"}
+    marks = {
+        "routing": " (OTHER ROUTING)",
+        "self_contrast": " (SELF-CONTRAST)",
+        "num_beams": " (BEAMS)",
+        "sampling": " (SAMPLED)",
+    }
     return "".join(text for name, text in marks.items() if name in changes)

@@ -17,6 +17,7 @@ import llava_compete
 from eval.inference import Inference
 from eval.pictures import Pictures
 from eval.predict import Answer, TooLargeError
+from eval.sampling import Sampling
 from eval.store import Record
 from eval.task import Sample
 from llava_compete import MoEConfig, RoutingChange, SelfContrast
@@ -26,29 +27,51 @@ from llava_compete.data.encode import tokenise, tokenise_prompt
 
 
 class LlavaCompete:
-    """A checkpoint behind ``eval.predict.Model``; decoding is greedy."""
+    """A checkpoint behind ``eval.predict.Model``; decoding is greedy unless told otherwise."""
 
     def __init__(
-        self, model: Any, processor: Any, self_contrast: SelfContrast | None = None
+        self,
+        model: Any,
+        processor: Any,
+        self_contrast: SelfContrast | None = None,
+        *,
+        num_beams: int = 1,
+        sampling: Sampling | None = None,
+        workers: int = 2,
     ) -> None:
         self.model = model
         self.processor = processor
         self.self_contrast = self_contrast
-        self.pictures = Pictures(model, processor)
+        self.num_beams = num_beams
+        self.sampling = sampling
+        self.pictures = Pictures(model, processor, workers=workers)
 
     @classmethod
     def load(
-        cls, checkpoint: Path, dtype: str, inference: Inference, local_rank: int = 0
+        cls,
+        checkpoint: Path,
+        dtype: str,
+        inference: Inference,
+        local_rank: int = 0,
+        workers: int = 2,
     ) -> "LlavaCompete":
         """Read a checkpoint directory; on this rank's GPU if there is one.
 
         ValueError where it cannot be loaded so, and where its routing would see the answers.
         """
         routing, self_contrast = _asked(inference)
+        num_beams, sampling = _decoding(inference)
         model, processor = llava_compete.load(checkpoint, dtype=dtype, routing=routing)
         model.check_causal()
         device = torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device).eval(), processor, self_contrast)
+        return cls(
+            model.to(device).eval(),
+            processor,
+            self_contrast,
+            num_beams=num_beams,
+            sampling=sampling,
+            workers=workers,
+        )
 
     def lengths(self, samples: Sequence[Sample]) -> list[int]:
         """Near enough: of the prompt's text alone, and what the template puts around any."""
@@ -90,7 +113,9 @@ class LlavaCompete:
         ids_BT = self.model.generate(
             **self._on_device(batch),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            do_sample=False,  # a draw is the largest of noisy scores
+            num_beams=self.num_beams,
+            logits_processor=self.sampling and self.sampling.processors(samples),
             self_contrast=self.self_contrast,
         )
         texts = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
@@ -149,7 +174,23 @@ def changes(checkpoint: Path, inference: Inference) -> Record:
     if self_contrast is not None:
         self_contrast.check(asked)
         found["self_contrast"] = asdict(self_contrast)
+    num_beams, sampling = _decoding(inference)
+    if num_beams > 1:
+        found["num_beams"] = num_beams
+    if sampling is not None:
+        found["sampling"] = asdict(sampling)
     return found
+
+
+def _decoding(inference: Inference) -> tuple[int, Sampling | None]:
+    num_beams = inference.num_beams or 1
+    if inference.sampling is None:
+        return num_beams, None
+    if num_beams > 1:
+        raise ValueError(
+            f"num_beams={num_beams} and sampling: beams are searched, give one of them"
+        )
+    return num_beams, Sampling.parse(inference.sampling)
 
 
 def _asked(inference: Inference) -> tuple[RoutingChange, SelfContrast | None]:

@@ -188,6 +188,15 @@ def test_a_router_that_sees_the_answer_is_refused_before_the_first_question(
         (["--top_k", "1", "--router_parts", "vision"], "router_parts: 'vision' has no experts"),
         (["--self_contrast", '{"weak_rank": 5}'], "weak_rank=5 must not be above num_experts=4"),
         (["--self_contrast", '{"gamma": 5}'], "'gamma' is not known"),
+        (
+            ["--sampling", '{"temprature": 1}'],
+            "'temprature' is not known; did you mean temperature",
+        ),
+        (["--sampling", '{"temperature": 0}'], "temperature=0 must be above 0 and finite"),
+        (["--sampling", '{"top_p": 1.5}'], "top_p=1.5 must be above 0 and at most 1"),
+        (["--sampling", '{"top_k": 1.5}'], "top_k=1.5 must be a number"),
+        (["--sampling", '{"top_k": -1}'], "top_k=-1 must not be negative"),
+        (["--sampling", "{}", "--num_beams", "2"], "num_beams=2 and sampling: "),
         (["--self_contrast", "0.5"], "'0.5' must be a JSON object"),
     ],
 )
@@ -228,3 +237,36 @@ def test_defaults_of_self_contrast_are_recorded_in_whole(checkpoints):
         "beta": defaults.beta,
         "weak_rank": defaults.weak_rank,
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "mark", "phrase"),
+    [
+        (["--num_beams", "3"], "(BEAMS)", "answers by beam search, 3 beams"),
+        (
+            ["--sampling", '{"temperature": 2}'],
+            "(SAMPLED)",
+            'sampling {"seed": 0, "temperature": 2',
+        ),
+    ],
+)
+def test_answers_found_otherwise_are_kept_apart_and_do_not_depend_on_the_batch(
+    run, refused, checkpoints, tmp_path, capsys, flags, mark, phrase
+):
+    own, other = tmp_path / "own", tmp_path / "other"
+    run(checkpoints["moe"], own)
+    capsys.readouterr()
+    run(checkpoints["moe"], other, *flags)
+    text = capsys.readouterr().out
+    assert f"stamps_short {mark} | exact_match " in text
+    assert phrase in text
+    before = replies(other)
+    assert before != replies(own)
+    run(checkpoints["moe"], tmp_path / "single", *flags, "--batch_size", "1")
+    answers = {key: text for key, text in before.items() if not key[2]}
+    assert answers == {k: v for k, v in replies(tmp_path / "single").items() if not k[2]}
+    assert "holds the answers of another model" in refused(checkpoints["moe"], other)
+
+
+def test_one_beam_is_greedy_decoding(checkpoints):
+    assert adapter.changes(checkpoints["dense"], Inference(num_beams=1)) == {}
