@@ -2,8 +2,8 @@
 
 The hub copy alone is read: ``question``, which ends in the data set's own instruction, ``answer``
 (a letter, a word or a number), ``image``. Lines of the question such as "A. left" are its options.
-Rows have no id of their own; it is their number. The prompt is the question in every profile; 765
-rows are recalled, not checked.
+Rows have no id of their own; it is their number. The prompt is the question in every profile. The
+number of rows is that of the hub's page.
 """
 
 import re
@@ -33,12 +33,13 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     return Task(
         name="realworldqa",
         version=1,
-        description=f"photographs, by letter, word or number; 765 recalled; {found.layout}",
+        description=f"photographs, by letter, word or number; {found.layout}",
         samples=tuple(_sample(root, n, where, row) for n, (where, row) in enumerate(rows)),
         score=rule.score,
         aggregate=rule.aggregate,
         headline="exact_match",
         max_new_tokens=max_new_tokens,
+        expected_n=765,
     )
 
 

@@ -24,7 +24,7 @@ EXPECTED_N = {
     "mme_realworld_cn": None,
     "ai2d": 3088,
     "mmstar": 1500,
-    "realworldqa": None,
+    "realworldqa": 765,
 }
 
 
