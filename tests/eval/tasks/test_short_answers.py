@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from eval.plan import plan
+from eval.report import table
+from eval.score import score_samples, task_results
 from eval.task import Scored, load_task
 from tests.eval.tasks.files import put_json, put_lines
 from tests.eval.tasks.short_answers import (
@@ -72,6 +75,18 @@ def test_what_a_server_scores_has_no_score_here(name, tmp_path):
     assert "server" in task.unscored
     assert [sample.references for sample in task.samples] == [(), (), ()]
     assert task.aggregate([Scored(s, task.score("cat", s)) for s in task.samples]) == {}
+
+
+def test_the_report_of_what_a_server_scores_says_who_does(tmp_path):
+    task = official("vqav2_testdev", tmp_path)
+    requests = plan(task, "checkpoint", shuffled_control=False)
+    replies = {request.key: {"text": "cat", "finished": True} for request in requests}
+    rows = score_samples(task, requests, replies)
+    results = task_results(task, rows, missing=0, limited=False)
+    assert results["score"] is None
+    assert not results["complete"]  # three of 107,394
+    text = table({"fingerprint": "x", "limit": None, "tasks": {task.name: results}})
+    assert "no score, the answers of test-dev are with the challenge's server" in text
 
 
 @pytest.mark.parametrize("name", BOTH)
