@@ -7,8 +7,10 @@
     python -m eval report RUN --training DIR --output OUTDIR
 
 ``task`` says what a benchmark is and ``tasks/`` holds one file for each; ``plan`` turns a task into
-requests, ``predict`` puts them to a ``model``, run as it was saved or as ``inference`` says, and
-appends the answers to the run directory (``store``); ``score`` reads those back without a model,
+requests, ``batches`` says which go together, ``predict`` puts them to a ``model``, run as it was
+saved or as ``inference`` and ``sampling`` say, and appends the answers to the run directory
+(``store``); the model sees each of ``pictures`` once. Of several processes (``ranks``) each asks a
+share. ``score`` reads those back without a model,
 and ``report`` draws the table. ``training_report`` writes it into a ``document`` together with
 ``charts`` of a ``training_log``. ``submissions`` writes the files for servers and judges.
 """

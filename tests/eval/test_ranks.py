@@ -118,24 +118,15 @@ def test_a_rank_that_dies_leaves_the_run_incomplete_until_it_is_started_again(st
     assert written(out) == written(tmp_path / "whole")
 
 
-def test_torchrun_shares_the_questions_of_a_real_checkpoint(checkpoints, data_root, tmp_path):
-    launch = {
-        "one": ["-m", "eval"],
-        "two": [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "eval",
-        ],
-    }
-    words = ["run", "--checkpoint", checkpoints["moe"], "--data_root", data_root]
+def test_the_script_shares_the_questions_of_a_real_checkpoint_by_torchrun(
+    checkpoints, data_root, tmp_path
+):
+    words = ["--checkpoint", checkpoints["moe"], "--data_root", data_root]
     words += ["--tasks", "stamps_short", "--batch_size", "3"]
-    for name, module in launch.items():
-        command = [sys.executable, *module, *map(str, words), "--out", str(tmp_path / name)]
-        subprocess.run(command, check=True, cwd=REPOSITORY, timeout=120)
+    for name, processes in (("one", "1"), ("two", "2")):
+        command = ["bash", REPOSITORY / "scripts/evaluate.sh", *words, "--out", name]
+        more = {"NUM_PROCESSES": processes, "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | more, timeout=120)
     assert written(tmp_path / "one") == written(tmp_path / "two")
     files = (tmp_path / "two/predictions/stamps_short").iterdir()
     assert sorted(file.name[:7] for file in files if file.stat().st_size) == ["rank-0-", "rank-1-"]
