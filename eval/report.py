@@ -58,14 +58,15 @@ def _row(
         title,
         metric,
         str(value["n"]),
-        _estimate(value, unit),
-        _estimate(control, unit) if "value" in control else "-",
+        estimate(value, unit),
+        estimate(control, unit) if "value" in control else "-",
         _change(change, unit) if "value" in change else "-",
         chance,
     )
 
 
-def _estimate(value: Record, unit: str) -> str:
+def estimate(value: Record, unit: str) -> str:
+    """``57.1 +- 1.2`` in the unit; where a metric has no standard error, the number alone."""
     text = _number(value["value"], unit)
     return text if value["stderr"] is None else f"{text} +- {_number(value['stderr'], unit)}"
 

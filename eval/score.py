@@ -51,7 +51,7 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
         )
         replies = read_predictions(run_dir, name)
         rows = score_samples(task, requests, replies)
-        lines = [_rounded(_line(row, root)) for row in rows]
+        lines = [_rounded(sample_line(row, root)) for row in rows]
         write_jsonl(run_dir / "samples" / f"{name}.jsonl", lines)
         missing = sum(request.key not in replies for request in requests)
         results["tasks"][name] = _rounded(
@@ -188,7 +188,8 @@ def _with_reply_flags(score: Score, reply: Record) -> Score:
     return replace(score, flags=tuple(flags))
 
 
-def _line(row: Row, root: Path) -> Record:
+def sample_line(row: Row, root: Path) -> Record:
+    """A row as ``samples/TASK.jsonl`` has it, with its pictures' paths below ``root``."""
     sample, score = row.scored
     return {
         "id": sample.id,

@@ -9,10 +9,12 @@ config.json and trainer_state.json of a training's DIR.  The same files give the
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from eval.answers import gallery
+from eval.answers import galleries
 from eval.charts import charts
+from eval.comparison import comparison
 from eval.plan import RIGHT, SHUFFLED
 from eval.report import HEAD, table
+from eval.rows import read, write_csv
 from eval.store import Record, read_results, read_run
 from eval.task import ANSWER_LOSS
 from eval.training_log import (
@@ -35,6 +37,7 @@ from llava_compete.report.blocks import (
 )
 from llava_compete.report.document import write
 
+CSV = "scores.csv"
 KIND = "kind"  # the group of questions whose answer is a class
 FEW_STEPS = 10  # of which a median says little
 
@@ -42,8 +45,9 @@ FEW_STEPS = 10  # of which a median says little
 def write_report(
     runs: Sequence[Path], trainings: Sequence[Path], output: Path, data_root: Path | None = None
 ) -> list[Path]:
-    """Write report.md and report.html below ``output``; ValueError where an input is missing.
+    """Write report.md, report.html and scores.csv below ``output``; gives their paths.
 
+    ValueError where an input is missing.
     ``data_root`` is where the pictures lie now, if they were moved since the evaluation.
     """
     trained = [read_training(directory) for directory in trainings]
@@ -51,15 +55,19 @@ def write_report(
     if trained:
         blocks += [Heading("What was trained"), _models(trained)]
         blocks += [Code(f"Recipe of {run.path}", run.recipe_text) for run in trained]
-    blocks.append(Heading("Scores"))
+    evaluated = [read(directory) for directory in runs]
+    blocks += [Heading("Scores"), *comparison(evaluated)]
     for directory in runs:
         blocks += _scores(directory)
     for number, run in enumerate(trained, start=1):
         blocks += _training(number, run)
     blocks.append(Heading("Pictures and answers"))
     for number, directory in enumerate(runs, start=1):
-        blocks += [Heading(str(directory), 3), gallery(f"answer-{number}", directory, data_root)]
-    return write(blocks, output)
+        blocks.append(Heading(str(directory), 3))
+        blocks += galleries(f"answer-{number}", directory, data_root)
+    written = write(blocks, output)
+    write_csv(evaluated, output / CSV)
+    return [*written, output / CSV]
 
 
 def _models(runs: Sequence[TrainingRun]) -> Table:

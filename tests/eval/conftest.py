@@ -3,12 +3,16 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from eval.plan import RIGHT
 from eval.predict import Answer, TooLargeError
-from eval.task import Sample
+from eval.score import Row, sample_line, task_results
+from eval.store import write_json, write_jsonl
+from eval.task import Sample, Scored, Task
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "grey": (120,) * 3}
 
@@ -98,3 +102,45 @@ def row(
 def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def run_directory(data_root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """``run_directory(name, tasks, replies)``: a finished run's files, made without a model.
+
+    ``replies`` is a function of a sample; where it gives None the reply is missing.
+    """
+
+    def write(
+        name: str,
+        tasks: Sequence[Task],
+        reply: Callable[[Sample], str | None],
+        *,
+        limit: int | None = None,
+        profile: str = "llava15",
+    ) -> Path:
+        results: dict[str, Any] = {"fingerprint": "f" * 64, "limit": limit, "profile": profile}
+        results["tasks"] = {}
+        for task in tasks:
+            rows = [
+                Row(RIGHT, {"text": text, "tokens": 2, "finished": True}, Scored(sample, score))
+                for sample in task.samples[:limit]
+                if (text := reply(sample)) is not None
+                for score in [task.score(text, sample)]
+            ]
+            missing = len(task.samples[:limit]) - len(rows)
+            results["tasks"][task.name] = task_results(
+                task, rows, missing=missing, limited=limit is not None
+            )
+            lines = [sample_line(row, data_root) for row in rows]
+            write_jsonl(tmp_path / name / "samples" / f"{task.name}.jsonl", lines)
+        arguments = {"checkpoint": f"/m/{name}", "dtype": "float32", "profile": profile}
+        arguments["data_root"] = str(data_root)
+        write_json(
+            tmp_path / name / "run.json",
+            {"arguments": arguments, "status": "success", "fingerprint": "f" * 64},
+        )
+        write_json(tmp_path / name / "results.json", results)
+        return tmp_path / name
+
+    return write

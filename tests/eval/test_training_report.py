@@ -7,7 +7,6 @@ from types import ModuleType
 import pytest
 
 from eval.__main__ import main
-from eval.answers import choose
 from eval.charts import charts
 from eval.training_log import (
     checkpoint_size,
@@ -254,7 +253,7 @@ def test_the_html_needs_nothing_but_itself(training, evaluation, tmp_path):
     html = texts(tmp_path / "out")[1]
     assert not re.search(r"https?://|file:|url\(|@import|<link|<script|<iframe", html)
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert len(sources) == 5 + 6
+    assert len(sources) == 5 + 3 * 4
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
@@ -262,7 +261,7 @@ def test_the_markdown_finds_its_pictures(training, evaluation, tmp_path):
     output = tmp_path / "out"
     write_report([evaluation()], [training(), training(name="another")], output)
     named = re.findall(r"!\[\]\(([^)]*)\)", texts(output)[0])
-    assert len(named) == len(set(named)) == 5 + 5 + 6
+    assert len(named) == len(set(named)) == 5 + 5 + 3 * 4
     assert {output / name for name in named} == set((output / "figures").iterdir())
 
 
@@ -283,39 +282,6 @@ def test_a_dense_training_has_just_its_loss(training, evaluation, tmp_path):
     assert re.findall(r"figures/training\S*\.png", markdown) == ["figures/training-1-loss.png"]
     assert "a dense model" in markdown
     assert "ompetition" not in markdown
-
-
-def test_six_pictures_of_which_some_are_right_and_some_wrong(evaluation, tmp_path):
-    run = evaluation(lambda s: s.references[0] if s.images[0].stem in ("red", "blue") else "maybe")
-    write_report([run], [], tmp_path / "out")
-    html = texts(tmp_path / "out")[1]
-    verdicts = re.findall(r'<span class="badge (\w+)">', html)
-    assert len(verdicts) == 6
-    assert verdicts.count("right") == verdicts.count("wrong") == 3
-    for task in ("stamps_yesno", "stamps_choice", "stamps_short"):
-        assert html.count(f'<span class="source">{task} ') == 2
-
-
-def sample(id, image=None):
-    return {"id": id, "images": [image or f"{id}.png"]}
-
-
-def test_the_choice_of_samples_does_not_hang_on_their_order():
-    judged = [(sample(f"s{i}"), i % 3 == 0) for i in range(30)]
-    assert choose({"t": judged}, 6) == choose({"t": judged[::-1]}, 6)
-    assert [right for _, _, right in choose({"t": judged}, 6)] == [True, False] * 3
-
-
-def test_where_all_answers_are_right_or_few_there_are_fewer_kinds_but_no_sample_twice():
-    rows = {"t": [(sample(f"s{i}"), True) for i in range(4)], "u": [], "v": [(sample("x"), False)]}
-    chosen = choose(rows, 6)
-    assert sorted(row["id"] for _, row, _ in chosen) == ["s0", "s1", "s2", "s3", "x"]
-    assert len(choose(rows, 3)) == 3
-
-
-def test_a_picture_comes_again_only_when_no_other_is_left():
-    judged = [(sample(f"s{i}", f"{i % 2}.png"), True) for i in range(8)]
-    assert len({row["images"][0] for _, row, _ in choose({"t": judged}, 2)}) == 2
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "config.json", "recipe.yaml"])
@@ -359,7 +325,7 @@ def test_the_command_writes_where_it_is_told_and_prints_the_table_otherwise(
     run, directory, output = evaluation(), training(), tmp_path / "out"
     capsys.readouterr()
     assert main(["report", str(run), "--training", str(directory), "--output", str(output)]) == 0
-    written = [str(output / f"report.{ending}") for ending in ("md", "html")]
+    written = [str(output / name) for name in ("report.md", "report.html", "scores.csv")]
     assert capsys.readouterr().out.splitlines() == [*headlines(directory), *written]
     assert main(["report", str(run)]) == 0
     assert "| stamps_choice | accuracy" in capsys.readouterr().out
