@@ -2,7 +2,7 @@
 
     python -m eval run --checkpoint DIR --tasks stamps_yesno,stamps_choice --data_root DIR --out RUN
     python -m eval score RUN
-    python -m eval report RUN
+    python -m eval report RUN...
     python -m eval submit RUN
     python -m eval report RUN --training DIR --output OUTDIR
 
@@ -12,5 +12,7 @@ saved or as ``inference`` and ``sampling`` say, and appends the answers to the r
 (``store``); the model sees each of ``pictures`` once. Of several processes (``ranks``) each asks a
 share. ``score`` reads those back without a model,
 and ``report`` draws the table. ``training_report`` writes it into a ``document`` together with
-``charts`` of a ``training_log``. ``submissions`` writes the files for servers and judges.
+``charts`` of a ``training_log``, the runs side by side by ``comparison``, with pictures
+of ``answers``; ``rows`` has every metric for a spreadsheet and ``wandb_tables``. ``submissions`` writes
+the files for servers and judges.
 """

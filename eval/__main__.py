@@ -72,21 +72,39 @@ def _score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
-        if args.output is not None:
-            from eval.training_log import headlines
-            from eval.training_report import write_report
-
-            written = write_report(args.runs, args.training, args.output, args.data_root)
-            lines = [line for directory in args.training for line in headlines(directory)]
-            print("\n".join([*lines, *map(str, written)]))
-            return 0
-        if args.training:
+        if args.training and args.output is None:
             raise ValueError("--training goes into a written report: say where by --output OUTDIR")
-        tables = [(run, table(read_results(run))) for run in args.runs]
+        lines = _tables(args.runs) if args.output is None else _written(args)
+        if args.wandb:
+            from eval.wandb_tables import log_tables
+
+            lines += map(str, log_tables(args.runs, args.data_root))
     except ValueError as error:
         parser.error(str(error))
-    print("\n\n".join(text if len(tables) == 1 else f"## {run}\n\n{text}" for run, text in tables))
+    print("\n".join(lines))
     return 0
+
+
+def _tables(runs: list[Path]) -> list[str]:
+    """Each run's table, and above them, where there are several, the runs side by side."""
+    tables = [table(read_results(run)) for run in runs]
+    if len(runs) == 1:
+        return tables
+    from eval.comparison import comparison
+    from eval.rows import read
+    from llava_compete.report.markdown import to_markdown
+
+    parts = [f"## {run}\n\n{text}\n" for run, text in zip(runs, tables, strict=True)]
+    return [to_markdown(list(comparison([read(run) for run in runs]))), *parts]
+
+
+def _written(args: argparse.Namespace) -> list[str]:
+    from eval.training_log import headlines
+    from eval.training_report import write_report
+
+    written = write_report(args.runs, args.training, args.output, args.data_root)
+    lines = [line for directory in args.training for line in headlines(directory)]
+    return [*lines, *map(str, written)]
 
 
 def _submit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -232,9 +250,14 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", allow_abbrev=False, help="print the tables of runs")
     report.add_argument("runs", type=Path, nargs="+")
-    report.add_argument("--output", type=Path, help="write report.html and report.md there instead")
+    report.add_argument(
+        "--output", type=Path, help="write report.html, report.md and scores.csv there instead"
+    )
     report.add_argument(
         "--training", type=Path, nargs="+", default=[], metavar="DIR", help="of llava-compete train"
+    )
+    report.add_argument(
+        "--wandb", action="store_true", help="also as wandb tables; on disk without an account"
     )
     report.add_argument("--data_root", type=Path, help="where the pictures lie now, if moved")
     return parser

@@ -189,8 +189,13 @@ def test_report_prints_a_table_for_each_run(run, served, tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     text = capsys.readouterr().out
-    assert text.count("| stamps_yesno | accuracy") == 2
-    assert f"## {tmp_path / 'b'}" in text
+    side_by_side, *parts = text.split("\n## ")
+    names = [tmp_path / name for name in ("a", "b")]
+    assert f"| task | headline | {names[0]} | {names[1]} |" in side_by_side
+    assert "100.0 \N{PLUS-MINUS SIGN} 0.0 (n 8 of 8)" in side_by_side
+    for path, part in zip(names, parts, strict=True):
+        assert part.startswith(f"{path}\n")
+        assert part.count("| stamps_yesno | accuracy") == 1
 
 
 @pytest.mark.parametrize(
