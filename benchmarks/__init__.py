@@ -6,5 +6,6 @@
 # Name -> what it measures. Each is the module of its name with a main(argv).
 VERBS = {
     "data": "the data path: decoding, padding against packing, memory of a loader's worker",
+    "evaluation": "answers to questions about pictures, LLaVA's loop against this harness",
     "features": "a step of the projector, with the image tower and with its cached features",
 }
