@@ -10,9 +10,9 @@
 requests, ``batches`` says which go together, ``predict`` puts them to a ``model``, run as it was
 saved or as ``inference`` and ``sampling`` say, and appends the answers to the run directory
 (``store``); the model sees each of ``pictures`` once. Of several processes (``ranks``) each asks a
-share. ``score`` reads those back without a model,
-and ``report`` draws the table. ``training_report`` writes it into a ``document`` together with
-``charts`` of a ``training_log``, the runs side by side by ``comparison``, with pictures
-of ``answers``; ``rows`` has every metric for a spreadsheet and ``wandb_tables``. ``submissions`` writes
-the files for servers and judges.
+share. ``score`` reads those back without a model, and ``report`` draws the table.
+``training_report`` writes it into a ``document`` together with ``charts`` of a ``training_log``,
+the runs side by side (``comparison``) and pictures with their ``answers``; ``rows`` has every
+metric for a spreadsheet and for ``wandb_tables``. ``submissions`` writes the files for servers and
+judges.
 """
