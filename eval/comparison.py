@@ -12,8 +12,8 @@ from llava_compete.report.blocks import Block, Bullets, Paragraph, Table
 LEGEND = (
     "Headline metrics with the right pictures: shares in percent, \N{PLUS-MINUS SIGN} one standard "
     "error, points as the benchmark counts them; n is the number of samples that were scored, of "
-    "those the benchmark has. A number with a word in capitals is not the benchmark's: LIMITED asked "
-    "a few samples, INCOMPLETE lacks replies or samples."
+    "those the benchmark has. A number with a word in capitals is not the benchmark's: LIMITED "
+    "asked a few samples, INCOMPLETE lacks replies or samples."
 )
 
 
