@@ -28,8 +28,14 @@ class Evaluated(NamedTuple):
 
 
 def read(directory: Path) -> Evaluated:
-    """ValueError where the directory is no run or has no results."""
-    return Evaluated(directory, read_run(directory), read_results(directory))
+    """ValueError where the directory is no run or has no results, or those name no profile."""
+    run, results = read_run(directory), read_results(directory)
+    if "profile" not in results:
+        raise ValueError(
+            f"{directory / 'results.json'} names no profile: the command that made the run, given "
+            f"again, writes it and keeps the replies"
+        )
+    return Evaluated(directory, run, results)
 
 
 def status(task: Record, limit: int | None) -> str:

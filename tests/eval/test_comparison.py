@@ -1,4 +1,5 @@
 import csv
+import json
 from dataclasses import replace
 
 import pytest
@@ -103,3 +104,12 @@ def test_the_csv_has_every_number_with_what_it_is_of(run_directory, yesno, data_
     (nothing,) = [line for line in lines if line["run"] == str(b)]
     assert (nothing["status"], nothing["n"], nothing["value"]) == ("INCOMPLETE", "0", "")
     assert {tuple(row) for row in rows(read(a))} == {COLUMNS}
+
+
+def test_results_without_a_profile_are_refused(run_directory, yesno):
+    run = run_directory("run", [yesno], lambda sample: "No")
+    results = json.loads((run / "results.json").read_text())
+    del results["profile"]
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results.json names no profile: the command"):
+        read(run)
