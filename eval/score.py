@@ -26,10 +26,16 @@ class Row(NamedTuple):
 def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
     """Score every task of the last run in ``run_dir``; writes and returns its results.
 
-    ``data_root`` is where the data lies now, if it was moved since the run.
+    ``data_root`` is where the data lies now, if it was moved since the run. ValueError where
+    ``run.json`` names no profile.
     """
     run = read_run(run_dir)
     arguments = run["arguments"]
+    if "profile" not in arguments:
+        raise ValueError(
+            f"{run_dir / 'run.json'} names no profile: the command that made the run, given again, "
+            f"writes it and keeps the replies"
+        )
     root = data_root or Path(arguments["data_root"])
     results: Record = {
         "schema_version": SCHEMA_VERSION,

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from eval.plan import plan
-from eval.score import score_samples, task_results
+from eval.score import score_run, score_samples, task_results
+from eval.store import write_json
 from eval.task import load_task
 
 
@@ -65,3 +66,10 @@ def test_differences_pair_only_samples_answered_in_both_conditions(task):
     results = task_results(task, score_samples(task, requests, replies), missing=1, limited=False)
     assert results["differences"]["exact_match"]["n"] == len(task.samples) - 1
     json.dumps(results)
+
+
+def test_a_run_that_names_no_profile_is_refused_in_words(tmp_path):
+    arguments = {"data_root": str(tmp_path), "limit": None, "tasks": []}
+    write_json(tmp_path / "run.json", {"fingerprint": "f", "arguments": arguments})
+    with pytest.raises(ValueError, match=r"run.json names no profile: .* given again"):
+        score_run(tmp_path)
