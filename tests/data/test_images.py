@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch.testing import assert_close
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from eval import model as evaluation
+from eval.pictures import Pictures
 from eval.task import Sample
 from llava_compete.data import ImageFolder, LlavaDataset
 from llava_compete.data.images import FORMATS, MARGIN, MAX_PIXELS, picture_side
@@ -571,7 +571,5 @@ def test_training_and_evaluation_see_the_same_pixels(tmp_path, processor):
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     trained = LlavaDataset(tmp_path / "rows.json", tmp_path, processor)[0]["pixel_values"]
     sample = Sample("a", "a", ("b",), images=(tmp_path / "a.jpg",))
-    pictures = evaluation._pictures(processor, sample)
-    assert pictures[0].size == (80, 60)
-    asked = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    asked = Pictures(None, processor).inputs([sample], shared=False)["pixel_values"]
     assert torch.equal(trained, asked)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+import wandb
 from eval.__main__ import main
 from eval.rows import COLUMNS, read
 from eval.task import load_task
@@ -19,7 +20,9 @@ def offline(monkeypatch, tmp_path):
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    return tmp_path / "wandb"
+    wandb.teardown()  # it has read these variables for whoever used it before, and keeps them
+    yield tmp_path / "wandb"
+    wandb.teardown()
 
 
 def is_png(path):
