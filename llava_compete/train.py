@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_compete.checkpoint import load, read_config, refuse_non_empty
 from llava_compete.config import DataArgs, ModelArgs, parse, read_recipe, resolved
 from llava_compete.data import IGNORED, Collator, LlavaDataset, counts_table, data_record
+from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import RoutingChange
 from llava_compete.packed_attention import PACKED_SDPA
 from llava_compete.processor import IMAGE_TOKEN
@@ -87,20 +88,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
     if model.competitors():
         build_schedule(model, args, max(args.max_steps, 0))  # an impossible rate is refused here
-    features = None
-    if data_args.features:
-        features = open_features(Path(data_args.features), model, Path(model_args.checkpoint))
-    with args.main_process_first(local=True, desc="measuring rows"):
-        dataset = LlavaDataset(
-            Path(data_args.data_path),
-            Path(data_args.image_folder),
-            processor,
-            data_args.max_length,
-            linked_folders=tuple(map(Path, data_args.linked_folders)),
-            exclude=Path(data_args.exclude) if data_args.exclude else None,
-            broken_images=data_args.broken_images,
-            features=features,
-        )
+    dataset = _open_dataset(data_args, args, model, processor, Path(model_args.checkpoint))
     record = check_data(dataset, data_args) if args.process_index == 0 else None
     skips = data_args.broken_images == "skip"
     trainer = LlavaTrainer(
@@ -122,6 +110,26 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
 def _attention(name: str, batching: str) -> str:
     """sdpa's mask would cost the square of a packed sequence; by row it costs that of each row."""
     return PACKED_SDPA if name == "sdpa" and batching == "packed" else name
+
+
+def _open_dataset(
+    data_args: DataArgs, args: TrainArgs, model: Model, processor: LlavaProcessor, checkpoint: Path
+) -> LlavaDataset:
+    """The rows, measured by each machine's first process while its others wait."""
+    features = None
+    if data_args.features:
+        features = open_features(Path(data_args.features), model, checkpoint)
+    with args.main_process_first(local=True, desc="measuring rows"):
+        return LlavaDataset(
+            Path(data_args.data_path),
+            Path(data_args.image_folder),
+            processor,
+            data_args.max_length,
+            linked_folders=tuple(map(Path, data_args.linked_folders)),
+            exclude=Path(data_args.exclude) if data_args.exclude else None,
+            broken_images=data_args.broken_images,
+            features=features,
+        )
 
 
 def check_data(dataset: LlavaDataset, args: DataArgs) -> dict[str, Any]:
