@@ -29,6 +29,7 @@ from data_prep.checking import compare, report, scan, summary
 from data_prep.checking.journal import Journal
 from data_prep.checking.repair import carry_out, repair_of
 from data_prep.checking.splits import KNOWN_FILES, SPLITS
+from llava_compete.data.aside import written_aside
 from llava_compete.data.exclude import Exclusion, sha256_of, write_exclusions
 from llava_compete.data.images import ImageFolder
 
@@ -183,7 +184,5 @@ def _exclusions(faults: Path) -> Iterator[Exclusion]:
 
 def _write_lines(path: Path, lines: Iterable[Any], indent: int | None = None) -> None:
     """JSON, one line each; the file is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as opened:
+    with written_aside(path) as partial, partial.open("w", encoding="utf-8") as opened:
         opened.writelines(f"{json.dumps(line, indent=indent)}\n" for line in lines)
-    partial.replace(path)

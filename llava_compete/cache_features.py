@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from llava_compete.checkpoint import refuse_non_empty
 from llava_compete.data import ImageFolder, image_files, read_exclusions, read_rows
+from llava_compete.data.aside import written_aside
 from llava_compete.data.features import (
     CACHE,
     PICTURES,
@@ -34,7 +35,6 @@ from llava_compete.data.features import (
     shard_file,
     write_index,
     write_shard,
-    written_aside,
 )
 from llava_compete.data.images import picture_side
 from llava_compete.data.rows import row_name

@@ -19,6 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from PIL import Image
 
 from data_prep.normalising.faults import RowError, short, text_of
+from llava_compete.data.aside import written_aside
 
 SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
 
@@ -68,9 +69,8 @@ def write(contents: dict[str, bytes], image_folder: Path) -> None:
         if path.is_file():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        aside.write_bytes(content)
-        aside.replace(path)
+        with written_aside(path, writer=os.getpid()) as partial:
+            partial.write_bytes(content)
 
 
 def _content(image: Any) -> bytes | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llava_compete.data.aside import written_aside
+
 KEYS = {"data", "sha256", "rows", "excluded"}
 
 
@@ -31,9 +33,8 @@ def write_exclusions(
         "rows": rows,
         "excluded": [exclusion._asdict() for exclusion in exclusions],
     }
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    partial.rename(path)
+    with written_aside(path) as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_exclusions(path: Path, data_file: Path) -> list[Exclusion]:

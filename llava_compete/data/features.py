@@ -14,8 +14,7 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from llava_compete.data.aside import written_aside
 
 CACHE = "cache.json"
 PICTURES = "pictures.arrow"
@@ -126,20 +127,6 @@ def _digest(path: Path) -> bytes:
 def shard_file(folder: Path, shard: int) -> Path:
     """Where that shard lies."""
     return folder / f"shard-{shard:05d}.safetensors"
-
-
-@contextmanager
-def written_aside(file: Path, *, writer: int = 0) -> Iterator[Path]:
-    """A path to write to that takes the name ``file`` when it is whole.
-
-    ``writer`` keeps processes apart that may write the same file at once.
-    """
-    partial = file.with_name(f".{file.name}.{writer}.partial")
-    try:
-        yield partial
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_shard(folder: Path, shard: int, features_nPV: Tensor, stamps: Sequence[Stamp]) -> None:

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
+from llava_compete.data.aside import written_aside
 from llava_compete.data.encode import Measure, TooLongError, measure
 from llava_compete.data.exclude import Exclusion
 from llava_compete.data.files import Row, read_rows
@@ -141,12 +142,10 @@ def write_table(
     left_out = LeftOut()
     measurer = Measurer(processor, max_length, fingerprint, file)
     text_file = target.with_name(f".{target.name}.{os.getpid()}.text")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(text_file.unlink, missing_ok=True)
-            stack.callback(partial.unlink, missing_ok=True)
             texts = stack.enter_context(text_file.open("wb"))
         except OSError as error:
             raise ValueError(
@@ -168,8 +167,8 @@ def write_table(
         texts.close()
         if (file.stat().st_size, file.stat().st_mtime_ns) != stat:
             raise ValueError(f"{file} has changed while it was read: start again when it is whole")
+        partial = stack.enter_context(written_aside(target, writer=os.getpid()))
         _write(partial, text_file, pa.Table.from_batches(columns, SCHEMA), sizes, left_out, file)
-        partial.rename(target)
 
 
 def _write(
