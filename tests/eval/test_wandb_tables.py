@@ -2,9 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import wandb
 from PIL import Image
 
-import wandb
 from eval.__main__ import main
 from eval.rows import COLUMNS, read
 from eval.task import load_task
