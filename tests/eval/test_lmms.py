@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -222,8 +223,8 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
+@pytest.mark.skipif(find_spec("lmms_eval") is None, reason="scripts/test_lmms.sh runs it")
 def test_the_real_package_runs_a_local_task(asked, checkpoint, tmp_path, monkeypatch):
-    pytest.importorskip("lmms_eval")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     from lmms_eval.evaluator import simple_evaluate
