@@ -138,6 +138,7 @@ def _prepare(args: argparse.Namespace) -> Prepared:
             limit=args.limit,
         )
         for task in tasks
+            root=args.data_root,
     }
     todo = [task for task in tasks if unanswered(task, requests[task.name], args.out)]
     return Prepared(mark, changes, tasks, requests, todo)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from eval.digests import picture_digests
 from eval.task import Sample, Task
 
 RIGHT, SHUFFLED = "right", "shuffled"
@@ -38,13 +39,15 @@ def plan(
     shuffled_control: bool,
     seed: int = 0,
     limit: int | None = None,
+    root: Path | None = None,
 ) -> list[Request]:
     """Every request of a run, in the order of the samples, one condition after the other.
 
     ``limit`` keeps that many samples, drawn by ``seed``, with the very requests of the whole run,
-    so that the whole run can go on from a limited one.
+    so that the whole run can go on from a limited one. Below ``root``, the data root, it is kept
+    what the pictures hold; without it each is read.
     """
-    digests = _digests(task.samples)
+    digests = picture_digests((i for sample in task.samples for i in sample.images), root)
     conditions = {RIGHT: task.samples}
     if shuffled_control:
         conditions[SHUFFLED] = shuffle_pictures(task.samples, digests, seed)
@@ -104,11 +107,6 @@ def _requests(
 
 def _key(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digests(samples: Sequence[Sample]) -> dict[Path, str]:
-    images = {image for sample in samples for image in sample.images}
-    return {image: hashlib.sha256(image.read_bytes()).hexdigest() for image in images}
 
 
 def _drawn(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:

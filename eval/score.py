@@ -56,6 +56,7 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
             limit=arguments["limit"],
         )
         replies = read_predictions(run_dir, name)
+            root=root,
         rows = score_samples(task, requests, replies)
         lines = [_rounded(sample_line(row, root)) for row in rows]
         write_jsonl(run_dir / "samples" / f"{name}.jsonl", lines)

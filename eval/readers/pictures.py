@@ -1,6 +1,7 @@
 """Pictures of tables as files: each content once, in ``ROOT/.pictures/SHA256.EXT``.
 
 A parquet cell is ``{"bytes", "path"}``, a TSV cell base64: neither is a file that a run can name.
+The name is taken for the content's digest from then on, so nobody else writes there.
 """
 
 import base64
@@ -8,7 +9,9 @@ import binascii
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,34 @@ EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "
     "BMP": "bmp",
     "TIFF": "tiff",
 }
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Content = Mapping[str, Any] | str | bytes | None
 
 
-def keep_picture(root: Path, where: str, cell: Mapping[str, Any] | str | bytes | None) -> Path:
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that is read only where its picture is not kept yet.
+
+    ``name`` is that of the picture's file, "" where it was not kept before; ``note`` is told it.
+    """
+
+    name: str
+    read: Callable[[], Content]
+    note: Callable[[str], None]
+
+
+def keep_picture(root: Path, where: str, cell: Cell | Content) -> Path:
     """The file that holds the picture of ``cell``, written if it is not there yet.
 
     ValueError names ``where`` if the cell holds no picture that Pillow can tell.
     """
+    if isinstance(cell, Cell):
+        if cell.name and (kept := root / FOLDER / cell.name).is_file():
+            return kept
+        kept = keep_picture(root, where, cell.read())
+        cell.note(kept.name)
+        return kept
     content = _content(where, cell)
     name = f"{hashlib.sha256(content).hexdigest()}.{_extension(where, content)}"
     path = root / FOLDER / name
@@ -37,7 +61,13 @@ def keep_picture(root: Path, where: str, cell: Mapping[str, Any] | str | bytes |
     return path
 
 
-def _content(where: str, cell: Mapping[str, Any] | str | bytes | None) -> bytes:
+def kept_digest(picture: Path) -> str | None:
+    """The digest that a kept picture has for a name; None of any other file."""
+    kept = picture.parent.name == FOLDER and DIGEST.fullmatch(picture.stem)
+    return picture.stem if kept else None
+
+
+def _content(where: str, cell: Content) -> bytes:
     if isinstance(cell, Mapping):
         cell = cell.get("bytes")
     if isinstance(cell, str):

@@ -22,15 +22,31 @@ def read_table(
     ``optional`` columns that a file lacks are left out of its rows; any other one is refused.
     """
     for path in files:
-        schema = pq.read_schema(path) if path.suffix == ".parquet" else _arrow_schema(path)
-        if lacking := sorted(set(columns) - set(schema.names)):
-            raise ValueError(f"{path}: columns {lacking} are missing; it has {schema.names}")
-        wanted = [*columns, *(name for name in optional if name in schema.names)]
+        names = read_schema(path, columns).names
+        wanted = [*columns, *(name for name in optional if name in names)]
         number = 0
         for batch in _batches(path, wanted):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:row {number}", row
+
+
+def read_schema(path: Path, columns: Sequence[str] = ()) -> pa.Schema:
+    """The columns of a parquet or arrow file; ValueError where ``columns`` are not among them."""
+    schema = pq.read_schema(path) if path.suffix == ".parquet" else _arrow_schema(path)
+    if lacking := sorted(set(columns) - set(schema.names)):
+        raise ValueError(f"{path}: columns {lacking} are missing; it has {schema.names}")
+    return schema
+
+
+def holds_texts(path: Path, column: str) -> bool:
+    """Whether a parquet or arrow file has texts, or lists of texts, in a column of this name."""
+    schema = read_schema(path)
+    if column not in schema.names:
+        return False
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -12,9 +12,10 @@ from eval.metrics import ai2d
 from eval.readers.choices import letter_of_index, texts
 from eval.readers.fields import text
 from eval.readers.layouts import Layout, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import lettered, of_profile
-from eval.readers.tables import Row, read_table
+from eval.readers.tables import Row
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {"hub copy": {"test rows": hub("ai2d", "test-*", "test/*")}}
@@ -26,7 +27,7 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     """Read ``root/hub/ai2d``, split test."""
     max_new_tokens = of_profile("ai2d", profile, MAX_NEW_TOKENS)
     found = find_layout(root, "ai2d", LAYOUTS)
-    rows = read_table(found.files["test rows"], COLUMNS)
+    rows = read_pictured(root, found.files["test rows"], COLUMNS)
     return Task(
         name="ai2d",
         version=1,

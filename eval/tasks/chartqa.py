@@ -13,9 +13,9 @@ from eval.metrics import relaxed_accuracy
 from eval.readers.annotations import in_order, read_rows
 from eval.readers.fields import inside, label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 PARTS = ("human", "augmented")
@@ -65,7 +65,7 @@ def _official(root: Path, found: Found, instruction: str) -> Iterator[Sample]:
 
 def _hub(root: Path, found: Found, instruction: str) -> Iterator[Sample]:
     seen: Counter[str] = Counter()
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         part = text(where, row, "type").removesuffix("_test")
         if part not in PARTS:
             raise ValueError(f"{where}: type={row['type']!r} must be human_test or augmented_test")

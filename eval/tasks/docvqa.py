@@ -14,9 +14,9 @@ from eval.metrics.rules import Rule
 from eval.readers.annotations import in_order, read_rows, texts
 from eval.readers.fields import inside, label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 COLUMNS = ("questionId", "question", "image")
@@ -91,7 +91,7 @@ def _official(root: Path, found: Found, split: Split) -> Iterator[Sample]:
 
 def _hub(root: Path, found: Found, split: Split) -> Iterator[Sample]:
     columns = (*COLUMNS, "answers") if split.answered else COLUMNS
-    for where, row in read_table(found.files["tables"], columns):
+    for where, row in read_pictured(root, found.files["tables"], columns):
         yield _sample(where, row, keep_picture(root, where, row["image"]), split)
 
 

@@ -12,6 +12,7 @@ from eval.readers import read_jsonl
 from eval.readers.annotations import Way, hold_same, in_order, read_values
 from eval.readers.fields import field, inside, label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile, short
 from eval.readers.tables import read_table
@@ -73,7 +74,7 @@ def _official(root: Path, found: Found, profile: str) -> Iterator[Sample]:
 def _hub(root: Path, found: Found) -> Iterator[Sample]:
     pictures = {
         label(where, row, "id"): keep_picture(root, where, row["image"])
-        for where, row in read_table(found.files["pictures"], ("id", "image"))
+        for where, row in read_pictured(root, found.files["pictures"], ("id", "image"))
     }
     for where, row in read_table(found.files["questions"], COLUMNS):
         image = label(where, row, "imageId")

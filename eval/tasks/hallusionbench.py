@@ -11,9 +11,9 @@ from typing import Any
 from eval.metrics import hallusion
 from eval.readers.fields import field, inside, label, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -59,7 +59,7 @@ def _authors(root: Path, found: Found) -> Iterator[Sample]:
 
 def _hub(root: Path, found: Found) -> Iterator[Sample]:
     columns = (*PLACE, "question", "gt_answer", "image")
-    for where, row in read_table(found.files["tables"], columns):
+    for where, row in read_pictured(root, found.files["tables"], columns):
         yield _sample(where, row, keep_picture(root, where, row["image"]))
 
 

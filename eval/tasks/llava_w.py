@@ -12,9 +12,9 @@ from eval import unscored
 from eval.readers import read_jsonl
 from eval.readers.fields import field, inside, label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 FOLDER = "llava-bench-in-the-wild"
@@ -76,7 +76,7 @@ def _authors(root: Path, found: Found) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         caption = field(where, row, "caption")
         yield _sample(
             label(where, row, "question_id"),

@@ -13,9 +13,9 @@ from typing import Any
 from eval.metrics import mathvista
 from eval.readers.fields import field, inside, label, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import LETTER, of_profile, option_lines
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -83,7 +83,9 @@ def _authors(root: Path, found: Found) -> Iterator[tuple[str, Mapping[str, Any],
 
 
 def _hub(root: Path, found: Found) -> Iterator[tuple[str, Mapping[str, Any], Path]]:
-    for where, row in read_table(found.files["tables"], (*COLUMNS, "decoded_image")):
+    for where, row in read_pictured(
+        root, found.files["tables"], (*COLUMNS, "decoded_image"), pictures=["decoded_image"]
+    ):
         yield where, row, keep_picture(root, where, row["decoded_image"])
 
 

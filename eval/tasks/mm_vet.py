@@ -11,9 +11,9 @@ from eval import unscored
 from eval.readers import read_jsonl
 from eval.readers.fields import field, inside, label, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -71,7 +71,7 @@ def _llava(root: Path, found: Found, before: str) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found, before: str) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         yield _sample(
             label(where, row, "question_id"),
             before + text(where, row, "question"),

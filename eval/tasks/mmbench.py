@@ -17,9 +17,10 @@ from eval.metrics import mmbench
 from eval.readers.choices import letter
 from eval.readers.fields import text
 from eval.readers.layouts import Found, Layout, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import lettered, of_profile, option_lines
-from eval.readers.tables import read_table, read_tsv
+from eval.readers.tables import read_tsv
 from eval.task import Sample, Task
 
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image")
@@ -51,7 +52,7 @@ def load(language: Language, root: Path, profile: str) -> Task:
     absent = ABSENT_FOR_LLAVA if profile == "llava15" else ABSENT
     samples = (
         _sample(root, where, row, absent, lambda *parts: put(language, *parts))
-        for where, row in _rows(found)
+        for where, row in _rows(root, found)
     )
     return Task(
         name=language.name,
@@ -66,10 +67,10 @@ def load(language: Language, root: Path, profile: str) -> Task:
     )
 
 
-def _rows(found: Found) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(root: Path, found: Found) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if found.layout == "official files":
         return read_tsv(found.one("TSV"), (*COLUMNS, L2_NAMES[1]))
-    return read_table(found.files["dev rows"], COLUMNS, L2_NAMES)
+    return read_pictured(root, found.files["dev rows"], COLUMNS, L2_NAMES)
 
 
 def _sample(

@@ -17,9 +17,9 @@ from eval.metrics.rules import pick
 from eval.readers import read_jsonl
 from eval.readers.fields import inside, text, yes_or_no
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -138,5 +138,5 @@ def _hub(root: Path, found: Found) -> list[Question]:
             answer=yes_or_no(where, row, "answer"),
             image=keep_picture(root, where, row["image"]),
         )
-        for where, row in read_table(found.files["tables"], COLUMNS)
+        for where, row in read_pictured(root, found.files["tables"], COLUMNS)
     ]

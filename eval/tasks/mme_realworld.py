@@ -23,9 +23,9 @@ from eval.metrics.rules import pick
 from eval.readers.choices import letter, texts
 from eval.readers.fields import inside, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import read_table
 from eval.task import Sample, Task
 
 COLUMNS = ("question", "multi-choice options", "answer", "category", "bytes")
@@ -89,7 +89,7 @@ def load(part: Part, root: Path, profile: str) -> Task:
 
 
 def _hub_rows(root: Path, found: Found) -> Iterator[Question]:
-    for where, row in read_table(found.files["rows"], COLUMNS):
+    for where, row in read_pictured(root, found.files["rows"], COLUMNS, pictures=["bytes"]):
         category = text(where, row, "category")
         yield Question(
             where,

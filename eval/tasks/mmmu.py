@@ -23,9 +23,9 @@ from eval.metrics.rules import pick
 from eval.readers.choices import letter, texts
 from eval.readers.fields import text
 from eval.readers.layouts import Layout, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import LETTER, SHORT, of_profile, option_lines
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -47,7 +47,7 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     put = of_profile("mmmu", profile, {"llava15": _llava, "lmms": _lmms, "libmoe": _lmms})
     found = find_layout(root, "mmmu", LAYOUTS)
     rule = pick(mmmu.RULES, profile)
-    rows = read_table(found.files["validation rows"], COLUMNS)
+    rows = read_pictured(root, found.files["validation rows"], COLUMNS, pictures=PICTURES)
     samples = tuple(_sample(root, put, where, row) for where, row in rows)
     return Task(
         name="mmmu",

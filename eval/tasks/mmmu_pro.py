@@ -15,8 +15,8 @@ from eval.metrics.rules import pick
 from eval.readers.choices import letter, texts
 from eval.readers.fields import text
 from eval.readers.layouts import Layout, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.prompts import of_profile, option_lines
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 from eval.tasks.mmmu import PICTURES, named_pictures
 
@@ -32,7 +32,7 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     max_new_tokens = of_profile("mmmu_pro", profile, MAX_NEW_TOKENS)
     found = find_layout(root, "mmmu_pro", LAYOUTS)
     rule = pick(mmmu.RULES, profile)
-    rows = read_table(found.files["test rows"], COLUMNS)
+    rows = read_pictured(root, found.files["test rows"], COLUMNS, pictures=PICTURES)
     return Task(
         name="mmmu_pro",
         version=1,

@@ -14,9 +14,10 @@ from eval.metrics import mmstar
 from eval.readers.choices import letter
 from eval.readers.fields import label, text
 from eval.readers.layouts import Layout, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import LETTER, of_profile, short
-from eval.readers.tables import Row, read_table
+from eval.readers.tables import Row
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {"hub copy": {"rows": hub("mmstar", "*")}}
@@ -30,7 +31,7 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     """Read ``root/hub/mmstar``."""
     instruction = of_profile("mmstar", profile, INSTRUCTIONS)
     found = find_layout(root, "mmstar", LAYOUTS)
-    rows = read_table(found.files["rows"], COLUMNS)
+    rows = read_pictured(root, found.files["rows"], COLUMNS)
     return Task(
         name="mmstar",
         version=1,

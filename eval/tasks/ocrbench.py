@@ -12,9 +12,9 @@ from eval.metrics import ocrbench
 from eval.readers.annotations import in_order, read_rows, texts
 from eval.readers.fields import inside, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -61,7 +61,7 @@ def _official(root: Path, found: Found, profile: str) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found, profile: str) -> Iterator[Sample]:
-    for number, (where, row) in enumerate(read_table(found.files["tables"], COLUMNS)):
+    for number, (where, row) in enumerate(read_pictured(root, found.files["tables"], COLUMNS)):
         question, answers = text(where, row, "question"), texts(where, row, "answer")
         image = keep_picture(root, where, row["image"])
         dataset, kind = text(where, row, "dataset"), text(where, row, "question_type")

@@ -43,15 +43,17 @@ from eval.metrics.rules import Rule, pick
 from eval.readers import read_jsonl
 from eval.readers.fields import inside, label, read_json, text
 from eval.readers.layouts import TABLES, all_there, find
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, lettered, of_profile, short
-from eval.readers.tables import read_table
+from eval.readers.tables import Row, holds_texts
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 PROFILES = {"llava15": "llava15", "lmms": "lmms", "libmoe": "libmoe"}
 LAYOUT = "  DATA_ROOT/own/task.json, and the rows and pictures it names in the same folder"
 KEYS = ("rows", "rule", "variant", "prompt", "max_new_tokens", "description")
 COLUMNS = ("id", "question", "answer", "answers", "image", "images", "options", "group")
+PICTURES = ("image", "images")  # of the columns
 PROMPTS = ("as_is", "short", "lettered")
 BY_LETTER = ("ai2d", "choice", "seed")
 
@@ -156,8 +158,7 @@ def _samples(root: Path, settings: Settings) -> Iterator[Sample]:
     path = settings.rows
     if not path.is_file():
         find(root, [path.relative_to(root).as_posix()], LAYOUT)
-    is_table = path.suffix in TABLES
-    rows = read_table([path], ["question"], COLUMNS) if is_table else read_jsonl(path)
+    rows = _table_rows(root, path) if path.suffix in TABLES else read_jsonl(path)
     for number, (where, given) in enumerate(rows, start=1):
         row = {name: value for name, value in given.items() if value is not None}
         if unknown := sorted(set(row) - set(COLUMNS)):
@@ -177,6 +178,12 @@ def _samples(root: Path, settings: Settings) -> Iterator[Sample]:
                 f"{offered(sample)!r}, for an answer; it is {sample.references[0]!r}"
             )
         yield sample
+
+
+def _table_rows(root: Path, path: Path) -> Iterator[tuple[str, Row]]:
+    # A text in a column of pictures names a file.
+    pictures = [name for name in PICTURES if not holds_texts(path, name)]
+    return read_pictured(root, [path], ["question"], COLUMNS, pictures)
 
 
 def _prompt(where: str, question: str, options: tuple[str, ...], form: str) -> str:

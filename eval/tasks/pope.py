@@ -13,9 +13,9 @@ from eval.metrics.rules import pick
 from eval.readers import read_jsonl
 from eval.readers.fields import inside, label, text, yes_or_no
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 CATEGORIES = ("random", "popular", "adversarial")
@@ -74,7 +74,7 @@ def _llava(root: Path, found: Found) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         yield _sample(
             text(where, row, "category"),
             label(where, row, "question_id"),

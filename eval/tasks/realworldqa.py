@@ -13,9 +13,10 @@ from eval.metrics import realworldqa
 from eval.metrics.rules import pick
 from eval.readers.fields import text
 from eval.readers.layouts import Layout, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import Row, read_table
+from eval.readers.tables import Row
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {"hub copy": {"test rows": hub("realworldqa", "test-*", "test/*")}}
@@ -29,7 +30,7 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     max_new_tokens = of_profile("realworldqa", profile, MAX_NEW_TOKENS)
     found = find_layout(root, "realworldqa", LAYOUTS)
     rule = pick(realworldqa.RULES, profile)
-    rows = read_table(found.files["test rows"], COLUMNS)
+    rows = read_pictured(root, found.files["test rows"], COLUMNS)
     return Task(
         name="realworldqa",
         version=1,

@@ -22,9 +22,10 @@ from eval.metrics.rules import pick
 from eval.readers.choices import letter_of_index, texts
 from eval.readers.fields import inside, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import LETTER, lettered, of_profile
-from eval.readers.tables import Row, read_table
+from eval.readers.tables import Row
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 FOLDER = "scienceqa/images/test"
@@ -89,7 +90,7 @@ def _sample(number: int, problem: Problem, profile: str) -> Sample:
 
 
 def _hub_rows(root: Path, found: Found) -> Iterator[Problem]:
-    for where, row in read_table(found.files["test rows"], COLUMNS):
+    for where, row in read_pictured(root, found.files["test rows"], COLUMNS):
         yield Problem(where, row, keep_picture(root, where, row["image"]))
 
 

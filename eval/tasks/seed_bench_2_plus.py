@@ -18,9 +18,9 @@ from eval.metrics.rules import pick
 from eval.readers.choices import letter, option
 from eval.readers.fields import inside, label, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import lettered, of_profile
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 FOLDER = "seed_bench_2_plus"
@@ -53,7 +53,7 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
 
 
 def _hub_rows(root: Path, found: Found) -> Iterator[Sample]:
-    for where, row in read_table(found.files["test rows"], COLUMNS):
+    for where, row in read_pictured(root, found.files["test rows"], COLUMNS):
         yield _sample(where, row, keep_picture(root, where, row["image"]))
 
 

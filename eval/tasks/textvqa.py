@@ -19,9 +19,9 @@ from eval.readers import read_jsonl
 from eval.readers.annotations import in_order, read_rows, texts
 from eval.readers.fields import inside, label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -92,7 +92,7 @@ def _official(root: Path, found: Found, profile: str, shows_ocr: bool) -> Iterat
 
 
 def _hub(root: Path, found: Found, profile: str, shows_ocr: bool) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         ocr = OCR + ", ".join(texts(where, row, "ocr_tokens")) if shows_ocr else ""
         prompt = _prompt(text(where, row, "question"), ocr, profile)
         image = keep_picture(root, where, row["image"])

@@ -13,9 +13,9 @@ from eval.metrics import vqa_accuracy
 from eval.readers.annotations import in_order, read_rows, texts
 from eval.readers.fields import inside, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -73,7 +73,7 @@ def _official(root: Path, found: Found, prompt: Callable[[str], str]) -> Iterato
 
 
 def _hub(root: Path, found: Found, prompt: Callable[[str], str]) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         name = PurePosixPath(text(where, row, "question_id")).name.removesuffix(".jpg")
         question = prompt(text(where, row, "question"))
         answers = texts(where, row, "answers")

@@ -12,9 +12,9 @@ from eval.readers import read_jsonl
 from eval.readers.annotations import in_order
 from eval.readers.fields import inside, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 from eval.tasks.vizwiz_vqa import INSTRUCTION, PROMPTS
 
@@ -60,7 +60,7 @@ def _llava(root: Path, found: Found, profile: str) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found, prompt: Callable[[str], str]) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         name = PurePosixPath(text(where, row, "question_id")).name.removesuffix(".jpg")
         image = keep_picture(root, where, row["image"])
         yield Sample(name, prompt(text(where, row, "question")), (), (image,))

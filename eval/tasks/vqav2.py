@@ -12,9 +12,9 @@ from eval.metrics import vqa_accuracy
 from eval.readers.annotations import Way, hold_same, in_order, read_rows, texts
 from eval.readers.fields import label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -73,7 +73,7 @@ def _official(root: Path, found: Found) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         image = keep_picture(root, where, row["image"])
         prompt = short(text(where, row, "question"))
         yield _sample(where, label(where, row, "question_id"), row, prompt, image)

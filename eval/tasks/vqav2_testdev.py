@@ -11,9 +11,9 @@ from eval.readers import read_jsonl
 from eval.readers.annotations import in_order
 from eval.readers.fields import inside, label, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import SHORT, of_profile, short
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 LAYOUTS: dict[str, Layout] = {
@@ -57,7 +57,7 @@ def _llava(root: Path, found: Found, profile: str) -> Iterator[Sample]:
 
 
 def _hub(root: Path, found: Found) -> Iterator[Sample]:
-    for where, row in read_table(found.files["tables"], COLUMNS):
+    for where, row in read_pictured(root, found.files["tables"], COLUMNS):
         prompt = short(text(where, row, "question"))
         image = keep_picture(root, where, row["image"])
         yield Sample(label(where, row, "question_id"), prompt, (), (image,))
