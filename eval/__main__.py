@@ -136,9 +136,9 @@ def _prepare(args: argparse.Namespace) -> Prepared:
             shuffled_control=args.shuffled_control,
             seed=args.seed,
             limit=args.limit,
+            root=args.data_root,
         )
         for task in tasks
-            root=args.data_root,
     }
     todo = [task for task in tasks if unanswered(task, requests[task.name], args.out)]
     return Prepared(mark, changes, tasks, requests, todo)

@@ -54,9 +54,9 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
             shuffled_control=arguments["shuffled_control"],
             seed=arguments["seed"],
             limit=arguments["limit"],
+            root=root,
         )
         replies = read_predictions(run_dir, name)
-            root=root,
         rows = score_samples(task, requests, replies)
         lines = [_rounded(sample_line(row, root)) for row in rows]
         write_jsonl(run_dir / "samples" / f"{name}.jsonl", lines)
