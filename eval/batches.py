@@ -52,15 +52,28 @@ def in_groups(requests: Sequence[Sized]) -> list[list[Sized]]:
     return sorted(groups.values(), key=lambda group: _length_and_key(group[0]))
 
 
-def first_batch(queue: Sequence[Sized], limits: Limits) -> list[Sized]:
-    """As many from the front of the queue as the limits allow, at least one."""
+def first_batch(queue: Sequence[Sized], limits: Limits, begin: int = 0) -> list[Sized]:
+    """As many of the queue from ``begin`` on as the limits allow; one at least where one is left.
+
+    Fewer where that keeps together requests that show the same pictures, unless the batch would be
+    less than half as large.
+    """
+    end = _end(queue, limits, begin)
+    if end == len(queue) or not (pictures := queue[end].request.sample.images):
+        return list(queue[begin:end])
+    whole = end
+    while whole > begin and queue[whole - 1].request.sample.images == pictures:
+        whole -= 1
+    return list(queue[begin : whole if 2 * (whole - begin) >= end - begin else end])
+
+
+def _end(queue: Sequence[Sized], limits: Limits, begin: int) -> int:
     longest = 0
-    for rows, sized in enumerate(queue):
-        longest = max(longest, sized.tokens)
-        full = rows == limits.rows or (rows + 1) * longest > limits.tokens
-        if rows and full:
-            return list(queue[:rows])
-    return list(queue)
+    for rows, place in enumerate(range(begin, len(queue))):
+        longest = max(longest, queue[place].tokens)
+        if rows and (rows == limits.rows or (rows + 1) * longest > limits.tokens):
+            return place
+    return len(queue)
 
 
 def _length_and_key(sized: Sized) -> tuple[int, str]:

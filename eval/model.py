@@ -4,17 +4,18 @@ B samples, L positions with image tokens, A answer tokens in the batch, T new to
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 import llava_compete
+from eval.expert_load import ExpertLoad
 from eval.inference import Inference
+from eval.options import is_close
 from eval.pictures import Pictures
 from eval.predict import Answer, TooLargeError
 from eval.sampling import Sampling
@@ -24,6 +25,7 @@ from llava_compete import MoEConfig, RoutingChange, SelfContrast
 from llava_compete.checkpoint import changed_configs, read_config
 from llava_compete.data import IGNORED, Collator
 from llava_compete.data.encode import tokenise, tokenise_prompt
+from llava_compete.prefix import can_share, padded_left, run_prefixes, split
 
 
 class LlavaCompete:
@@ -38,13 +40,16 @@ class LlavaCompete:
         num_beams: int = 1,
         sampling: Sampling | None = None,
         workers: int = 2,
+        expert_load: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
         self.self_contrast = self_contrast
         self.num_beams = num_beams
         self.sampling = sampling
-        self.pictures = Pictures(model, processor, workers=workers)
+        self.pictures = Pictures(model, processor, workers=workers, counted=expert_load)
+        self._load = ExpertLoad(model) if expert_load else None
+        self.tokens_saved = 0  # of prompts, run once for several
 
     @classmethod
     def load(
@@ -54,6 +59,7 @@ class LlavaCompete:
         inference: Inference,
         local_rank: int = 0,
         workers: int = 2,
+        expert_load: bool = False,
     ) -> "LlavaCompete":
         """Read a checkpoint directory; on this rank's GPU if there is one.
 
@@ -71,6 +77,7 @@ class LlavaCompete:
             num_beams=num_beams,
             sampling=sampling,
             workers=workers,
+            expert_load=expert_load,
         )
 
     def lengths(self, samples: Sequence[Sample]) -> list[int]:
@@ -93,7 +100,13 @@ class LlavaCompete:
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
         with _telling_of_memory():
-            return self._generate(samples, max_new_tokens)
+            if self._load is None:
+                return self._generate(samples, max_new_tokens)
+            self._load.begin(len(samples))
+            answers = self._generate(samples, max_new_tokens)
+            counts = zip(samples, self._load.counts(), strict=True)
+            experts = [found | self.pictures.counts(sample) for sample, found in counts]
+            return [a._replace(experts=e) for a, e in zip(answers, experts, strict=True)]
 
     def answer_losses(self, samples: Sequence[Sample]) -> list[float]:
         """Of the tokens that training counts as the answer, its end included."""
@@ -102,25 +115,63 @@ class LlavaCompete:
 
     @torch.no_grad()
     def _generate(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
-        batch = _padded(
-            [tokenise_prompt(self.processor, [_question(s)]) for s in samples],
-            self.processor.tokenizer.pad_token_id,
-        )
-        # The weak pass of self-contrast sees pictures by other experts than the strong one.
-        batch |= self.pictures.inputs(
-            samples, shared=not (self.self_contrast and self._sees_by_experts())
-        )
-        ids_BT = self.model.generate(
-            **self._on_device(batch),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,  # a draw is the largest of noisy scores
-            num_beams=self.num_beams,
-            logits_processor=self.sampling and self.sampling.processors(samples),
-            self_contrast=self.self_contrast,
-        )
+        inputs = self._inputs(samples, max_new_tokens)
+        with self._counting([[row] for row in range(len(samples))], inputs["attention_mask"]):
+            ids_BT = self.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,  # a draw is the largest of noisy scores
+                num_beams=self.num_beams,
+                logits_processor=self.sampling and self.sampling.processors(samples),
+                self_contrast=self.self_contrast,
+            )
         texts = self.processor.batch_decode(ids_BT, skip_special_tokens=True)
         stops = _stop_tokens(self.model.generation_config.eos_token_id)
         return [_answer(text, ids, stops) for text, ids in zip(texts, ids_BT.tolist(), strict=True)]
+
+    def _inputs(self, samples: Sequence[Sample], max_new_tokens: int) -> dict[str, Any]:
+        """Of ``model.generate``: the prompts, or what is behind their prefix and the prefix."""
+        prompts = [tokenise_prompt(self.processor, [_question(s)]) for s in samples]
+        pad = self.processor.tokenizer.pad_token_id
+        parts = None
+        positions = 2 * max(map(len, prompts)) + max_new_tokens  # prefix and rest, both padded
+        plain = self.num_beams == 1 and self.self_contrast is None
+        if plain and can_share(self.model, positions):
+            # Samples without pictures have a template's opening in common, too little to gain.
+            groups = [sample.images or sample.id for sample in samples]
+            parts = split(prompts, groups, self.model.config.image_token_id)
+        if parts is None:
+            # The weak pass of self-contrast sees pictures by other experts than the strong one.
+            shared = not (self.self_contrast and self._sees_by_experts())
+            ids_BL, mask_BL = padded_left(prompts, pad)
+            pictures = self.pictures.inputs(samples, shared=shared)
+            return self._on_device({"input_ids": ids_BL, "attention_mask": mask_BL} | pictures)
+        shown = [samples[parts.owners.index(owner)] for owner in range(len(parts.prefixes))]
+        pictures = self.pictures.inputs(shown, shared=True)
+        prefix = run_prefixes(self.model, parts, pictures.get("image_features"), pad)
+        self.tokens_saved += sum(map(len, prompts)) - sum(map(len, parts.prefixes + parts.rests))
+        ids_BL, mask_BL = padded_left(parts.rests, pad)
+        batch = self._on_device({"input_ids": ids_BL, "attention_mask": mask_BL})
+        return batch | {"prefix": prefix}
+
+    def option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Of each of a sample's options as the answer, in order; a batch has a row for each.
+
+        A sample whose lowest losses are close is asked again without the others.
+        """
+        with _telling_of_memory():
+            together = self._option_losses(samples)
+            if len(samples) == 1:
+                return together
+            return [
+                self._option_losses([sample])[0] if is_close(losses) else losses
+                for sample, losses in zip(samples, together, strict=True)
+            ]
+
+    def _option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
+        rows = [replace(s, references=(option,)) for s in samples for option in s.options]
+        losses = iter(self._losses(rows))
+        return [[next(losses) for _ in sample.options] for sample in samples]
 
     @torch.no_grad()
     def _losses(self, samples: Sequence[Sample]) -> list[float]:
@@ -132,6 +183,12 @@ class LlavaCompete:
         losses_A = self.model(**self._on_device(batch)).token_losses_A.float()
         counts = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
         return _row_means(losses_A, counts, samples)
+
+    def _counting(
+        self, samples_of_row: Sequence[Sequence[int]], mask_BL: Tensor
+    ) -> AbstractContextManager[None]:
+        """Where experts' loads are asked for, see ExpertLoad.rows."""
+        return nullcontext() if self._load is None else self._load.rows(samples_of_row, mask_BL)
 
     def _sees_by_experts(self) -> bool:
         return "vision" in self.model.moe_layers()
@@ -146,17 +203,6 @@ def _telling_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TooLargeError(str(error)) from error
-
-
-def _padded(rows: list[Tensor], pad_token_id: int) -> dict[str, Tensor]:
-    """Prompts beside each other, padded on the left: ids and mask, int64 (B, L)."""
-    masks = [torch.ones_like(row) for row in rows]
-    return {
-        "input_ids": pad_sequence(
-            rows, batch_first=True, padding_value=pad_token_id, padding_side="left"
-        ),
-        "attention_mask": pad_sequence(masks, batch_first=True, padding_side="left"),
-    }
 
 
 def changes(checkpoint: Path, inference: Inference) -> Record:
@@ -179,6 +225,8 @@ def changes(checkpoint: Path, inference: Inference) -> Record:
         found["num_beams"] = num_beams
     if sampling is not None:
         found["sampling"] = asdict(sampling)
+    if inference.rank_options:
+        found["rank_options"] = True
     return found
 
 

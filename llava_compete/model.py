@@ -28,6 +28,7 @@ from llava_compete.data import IGNORED, Packing
 from llava_compete.moe import MoEConfig, MoELayer, Sequences
 from llava_compete.moe.collect import take_losses
 from llava_compete.moe.upcycle import install_moe
+from llava_compete.prefix import Prefix
 from llava_compete.projector import build_projector
 from llava_compete.self_contrast import SelfContrast, check_generation, weak_pass
 from llava_compete.vision import ImageTower, VisionConfig
@@ -307,6 +308,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         *,
         image_features: Tensor | None = None,
+        prefix: Prefix | None = None,
         self_contrast: SelfContrast | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -314,7 +316,9 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Prompts of unequal length are padded on the left (processor.prompt_batch does).
         ``image_features`` (N, P, V) of ``picture_features`` stand for ``pixel_values``.
-        ``self_contrast`` decodes by the contrast with a weaker routing of the same model.
+        With ``prefix``, which is used up, the prompts are what comes behind it; neither beams nor
+        ``self_contrast`` go with it. ``self_contrast`` decodes by the contrast with a weaker
+        routing of the same model.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -324,14 +328,24 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             layer.sequences = None
         generation_config = copy.deepcopy(self.generation_config)
         model_kwargs = generation_config.update(**kwargs)
+        num_beams = generation_config.num_beams or 1
+        if prefix is not None and (self_contrast is not None or num_beams > 1):
+            raise ValueError(
+                "a prefix is kept for one row a prompt and one routing: give whole prompts to "
+                "beam search and to self_contrast"
+            )
         if self_contrast is not None:
             check_generation(self, self_contrast, generation_config, model_kwargs)
             pictures = (pixel_values, image_features)
             weak = weak_pass(self, self_contrast, input_ids, attention_mask, *pictures)
             others = model_kwargs.get("logits_processor") or ()
             model_kwargs["logits_processor"] = LogitsProcessorList([weak, *others])
+        embeddings_BLD = self.embed(input_ids, pixel_values, image_features)
+        if prefix is not None:
+            embeddings_BLD, attention_mask = prefix.before(embeddings_BLD, attention_mask)
+            model_kwargs["past_key_values"] = prefix.cache
         return self.language_model.generate(
-            inputs_embeds=self.embed(input_ids, pixel_values, image_features),
+            inputs_embeds=embeddings_BLD,
             attention_mask=attention_mask,
             generation_config=generation_config,
             **model_kwargs,

@@ -124,6 +124,26 @@ def test_batched_text_is_that_of_one_sample_at_a_time(any_model, samples, batch_
     assert len(set(texts)) > 3
 
 
+def test_what_questions_about_one_picture_have_in_common_is_run_once(any_model, samples):
+    model, processor = any_model
+    rows = []
+
+    def count(_, args, given):
+        new_BL = torch.ones(given["inputs_embeds"].shape[:2])
+        if (mask := given["attention_mask"]) is not None:
+            new_BL = mask[:, -new_BL.shape[1] :]
+        rows.append(int(new_BL.sum()))
+
+    model.language_model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    asked = adapter.LlavaCompete(model, processor)
+    asked.answers(samples, 1)
+    prompts = [len(prompt_of(processor, sample)["input_ids"][0]) for sample in samples]
+    assert sum(rows) == sum(prompts) - asked.tokens_saved
+    assert asked.tokens_saved > 50
+    asked.answers(samples[-1:], 1)
+    assert rows[-1] == prompts[-1]
+
+
 @pytest.mark.parametrize("part", ["language_model", "projector"])
 def test_padding_adds_nothing_to_expert_counts(moe, samples, part):
     model, processor = moe()
