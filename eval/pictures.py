@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.expert_load import see_pictures
+from eval.expert_shares import added
+from eval.store import Record
 from eval.task import Sample
 from llava_compete.data import ImageFolder
 from llava_compete.data.encode import to_pixels
@@ -24,11 +27,22 @@ class Pictures:
     """What a model is shown, its tower run once for a picture of neighbouring batches.
 
     ``shown`` counts pictures in prompts, ``seen`` those that the tower was run on. ``workers``
-    threads decode and resize; both let go of Python's lock.
+    threads decode and resize; both let go of Python's lock. Where ``counted``, what the tower's
+    experts were given is kept beside the features.
     """
 
-    def __init__(self, model: Any, processor: Any, *, workers: int = 2, kept: int = KEPT) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        workers: int = 2,
+        kept: int = KEPT,
+        counted: bool = False,
+    ) -> None:
         self.shown = self.seen = 0
+        self._counted = counted
+        self._counts: dict[Path, Record] = {}  # of the pictures kept, and of the last batch's
         self._model = model
         self._processor = processor
         self._kept = kept
@@ -67,11 +81,21 @@ class Pictures:
         features_NPV = torch.stack([self._features[path] for path in paths])
         while len(self._features) > self._kept:
             self._features.popitem(last=False)
+        known = self._features.keys() | asked_by.keys()
+        self._counts = {path: found for path, found in self._counts.items() if path in known}
         return {"image_features": features_NPV}
+
+    def counts(self, sample: Sample) -> Record:
+        """What the tower's experts were given of the pictures of one of the last ``inputs``."""
+        return added([{}, *(self._counts[path] for path in sample.images)])
 
     def _see(self, paths: Sequence[Path], pixel_values: Tensor) -> None:
         pixel_values = pixel_values.to(self._model.device, self._model.dtype)
-        features_NPV = self._model.picture_features(pixel_values)
+        if self._counted:
+            features_NPV, counts = see_pictures(self._model, pixel_values)
+            self._counts.update(zip(paths, counts, strict=True))
+        else:
+            features_NPV = self._model.picture_features(pixel_values)
         self.seen += len(paths)
         # Copies: a view would keep all pictures of its batch.
         copies = [features_PV.clone() for features_PV in features_NPV]
