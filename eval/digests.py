@@ -8,8 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.readers.memory import recall, remember, state
-from eval.readers.pictures import FOLDER, kept_digest
+from eval.readers.memory import FOLDER, kept_digest, recall, remember, state
 from eval.store import Record
 
 INDEX = "digests.json"

@@ -1,14 +1,25 @@
-"""What was found out about files below the data root, kept there in files of JSON.
+"""What was found out about files below the data root, kept there in the folder ``.pictures``.
 
-A file is there whole or not at all, so processes may write it at once: the last one's stays, and
-what it lacks is found out again. Where the data root cannot be written to, nothing is kept.
+Pictures of tables lie there too, each under its digest (``eval.readers.pictures``). A file of JSON
+is there whole or not at all, so processes may write it at once: the last one's stays, and what it
+lacks is found out again. Where the data root cannot be written to, nothing is kept.
 """
 
 import json
 import os
+import re
 from pathlib import Path
 
 from eval.store import Record, write_json
+
+FOLDER = ".pictures"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def kept_digest(picture: Path) -> str | None:
+    """The digest that a kept picture has for a name; None of any other file."""
+    kept = picture.parent.name == FOLDER and DIGEST.fullmatch(picture.stem)
+    return picture.stem if kept else None
 
 
 def recall(file: Path) -> Record:

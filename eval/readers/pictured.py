@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.readers.memory import recall, remember, state
-from eval.readers.pictures import FOLDER, Cell, Content
+from eval.readers.memory import FOLDER, recall, remember, state
+from eval.readers.pictures import Cell, Content
 from eval.readers.tables import Row, read_schema, read_table
 
 Names = str | list[str | None] | None  # of a row; "" is a picture that was not kept

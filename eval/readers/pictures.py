@@ -9,7 +9,6 @@ import binascii
 import hashlib
 import io
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-FOLDER = ".pictures"
+from eval.readers.memory import FOLDER
+
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp"} | {
     "BMP": "bmp",
     "TIFF": "tiff",
 }
-DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Content = Mapping[str, Any] | str | bytes | None
 
@@ -59,12 +58,6 @@ def keep_picture(root: Path, where: str, cell: Cell | Content) -> Path:
         aside.write_bytes(content)
         aside.replace(path)
     return path
-
-
-def kept_digest(picture: Path) -> str | None:
-    """The digest that a kept picture has for a name; None of any other file."""
-    kept = picture.parent.name == FOLDER and DIGEST.fullmatch(picture.stem)
-    return picture.stem if kept else None
 
 
 def _content(where: str, cell: Content) -> bytes:
