@@ -148,7 +148,9 @@ class LlavaCompete:
             return self._on_device({"input_ids": ids_BL, "attention_mask": mask_BL} | pictures)
         shown = [samples[parts.owners.index(owner)] for owner in range(len(parts.prefixes))]
         pictures = self.pictures.inputs(shown, shared=True)
-        prefix = run_prefixes(self.model, parts, pictures.get("image_features"), pad)
+        owned = [[i for i, o in enumerate(parts.owners) if o == p] for p in range(len(shown))]
+        with self._counting(owned, padded_left(parts.prefixes, pad)[1]):
+            prefix = run_prefixes(self.model, parts, pictures.get("image_features"), pad)
         self.tokens_saved += sum(map(len, prompts)) - sum(map(len, parts.prefixes + parts.rests))
         ids_BL, mask_BL = padded_left(parts.rests, pad)
         batch = self._on_device({"input_ids": ids_BL, "attention_mask": mask_BL})
