@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.inference import Inference
+from eval.options import as_asked
 from eval.plan import Request, plan
 from eval.predict import Model, predict, unanswered
 from eval.ranks import Rank, wait_for_others
@@ -127,6 +128,7 @@ def _prepare(args: argparse.Namespace) -> Prepared:
         from eval.model import changes as find_changes
 
         changes = find_changes(args.checkpoint, inference)
+    tasks = [as_asked(task, changes) for task in tasks]
     mark = fingerprint(args.checkpoint, args.dtype, args.out / "fingerprint.json", changes)
     claim(args.out, mark)
     requests = {
@@ -153,6 +155,7 @@ def _inference(args: argparse.Namespace) -> Inference:
         self_contrast=args.self_contrast,
         num_beams=args.num_beams,
         sampling=args.sampling,
+        rank_options=args.rank_options or None,
     )
 
 
@@ -288,6 +291,11 @@ def _add_inference(run: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='draw the answers; {} or other values than {"temperature": 1.0, "top_p": 1.0, '
         '"top_k": 0, "seed": 0}',
+    )
+    group.add_argument(
+        "--rank_options",
+        action="store_true",
+        help="answer choice questions by the option's letter of the lowest loss, not in words",
     )
 
 

@@ -17,6 +17,7 @@ class Inference:
     self_contrast: dict[str, Any] | None = None  # options of SelfContrast; {}: its defaults
     num_beams: int | None = None
     sampling: dict[str, Any] | None = None  # options of Sampling; {}: its defaults
+    rank_options: bool | None = None
 
     def __bool__(self) -> bool:
         return self != Inference()
@@ -34,6 +35,8 @@ def describe(changes: Mapping[str, Any]) -> Iterator[str]:
         yield f"answers by beam search, {changes['num_beams']} beams"
     if "sampling" in changes:
         yield f"answers drawn by sampling {json.dumps(changes['sampling'], sort_keys=True)}"
+    if "rank_options" in changes:
+        yield "of options the one of the lowest loss is taken for the answer"
 
 
 def mark(changes: Mapping[str, Any]) -> str:
@@ -43,5 +46,6 @@ def mark(changes: Mapping[str, Any]) -> str:
         "self_contrast": " (SELF-CONTRAST)",
         "num_beams": " (BEAMS)",
         "sampling": " (SAMPLED)",
+        "rank_options": " (OPTIONS RANKED)",
     }
     return "".join(text for name, text in marks.items() if name in changes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.digests import picture_digests
+from eval.options import candidates
 from eval.task import Sample, Task
 
 RIGHT, SHUFFLED = "right", "shuffled"
@@ -21,14 +22,14 @@ RIGHT, SHUFFLED = "right", "shuffled"
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask: an answer in words, or the loss of the reference answer.
+    """One thing to ask: an answer in words, the losses of options, or that of the reference.
 
     ``sample`` carries the pictures that are shown. ``key`` hashes everything the reply depends on.
     """
 
     key: str
     condition: str
-    wants: Literal["answer", "loss"]
+    wants: Literal["answer", "options", "loss"]
     sample: Sample
 
 
@@ -98,7 +99,10 @@ def _requests(
         "images": [digests[image] for image in sample.images],
         "fingerprint": fingerprint,
     }
-    requests = [Request(_key({**base, "answer": answer}), condition, "answer", sample)]
+    if options := candidates(task, sample):
+        requests = [Request(_key({**base, "options": options}), condition, "options", sample)]
+    else:
+        requests = [Request(_key({**base, "answer": answer}), condition, "answer", sample)]
     if sample.group in task.loss_groups:
         key = _key({**base, "loss": sample.references[0]})
         requests.append(Request(key, condition, "loss", sample))

@@ -4,29 +4,38 @@ A run that was killed is started again with the same command and asks only what 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
 from eval.batches import Limits, Sized, first_batch, in_groups
+from eval.options import candidates, reply_of
 from eval.plan import Request
 from eval.ranks import Rank
 from eval.store import Record, appending, read_predictions
 from eval.task import Sample, Task
 
 ONLY_RANK = Rank()
+END_OF_TURN = 2  # tokens at most behind an answer
 
 
 class Answer(NamedTuple):
     """The model's own words, stripped of nothing but special tokens.
 
-    ``finished`` is False where the answer was cut at the limit of new tokens.
+    ``finished`` is False where the answer was cut at the limit of new tokens. ``experts``, where
+    they are counted, as ``eval.expert_load`` counts them.
     """
 
     text: str
     tokens: int
     finished: bool
+    experts: Record | None = None
+
+    def reply(self) -> Record:
+        """As it is stored: without counts where none were asked for."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class TooLargeError(Exception):
@@ -47,6 +56,9 @@ class Model(Protocol):
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]: ...
 
+    def option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The same as ``answer_losses`` of each option in place of the reference, per sample."""
+
     def answer_losses(self, samples: Sequence[Sample]) -> list[float]:
         """Mean negative log-likelihood of the first reference, in nats a token, per sample."""
 
@@ -63,7 +75,7 @@ def predict(
     requests: Sequence[Request],
     run_dir: Path,
     *,
-    batch_size: int = 16,
+    batch_size: int = 32,
     batch_tokens: int = 16384,
     rank: Rank = ONLY_RANK,
 ) -> int:
@@ -77,7 +89,7 @@ def predict(
     limits.check()
     known = read_predictions(run_dir, task.name)
     queues = []
-    for wants in ("answer", "loss"):
+    for wants in ("options", "answer", "loss"):
         same = _sized(model, task, [request for request in requests if request.wants == wants])
         # All requests are dealt, answered or not: a rank that begins later finds the same shares.
         share = [sized for group in rank.share(in_groups(same)) for sized in group]
@@ -86,17 +98,41 @@ def predict(
     bar = tqdm(total=todo, desc=task.name, unit="reply", disable=rank.number > 0)
     with bar, appending(run_dir, task.name, rank.number) as append:
         for queue in queues:
-            for replies in _replies_to(model, task, queue, limits):
+            for replies in _replies_to(model, task, queue, _limits(task, queue, limits)):
                 append(replies)
                 bar.update(len(replies))
     return todo
 
 
+def _limits(task: Task, queue: Sequence[Sized], limits: Limits) -> Limits:
+    return limits._replace(rows=max(1, limits.rows // _rows([s.request for s in queue], task)))
+
+
+def _rows(requests: Sequence[Request], task: Task) -> int:
+    """Rows of a batch that one request takes at most; those of its options stay together."""
+    return max((len(candidates(task, request.sample)) or 1 for request in requests), default=1)
+
+
 def _sized(model: Model, task: Task, requests: Sequence[Request]) -> list[Sized]:
+    if requests and requests[0].wants == "options":
+        return _sized_with_options(model, task, requests)
     tokens = model.lengths([request.sample for request in requests])
     return [
         Sized(request, length + task.max_new_tokens)
         for request, length in zip(requests, tokens, strict=True)
+    ]
+
+
+def _sized_with_options(model: Model, task: Task, requests: Sequence[Request]) -> list[Sized]:
+    # As if each had as many options as any, each as long as its longest: never less than it is.
+    answered = [
+        replace(sample, prompt=sample.prompt + max(candidates(task, sample), key=len))
+        for sample in (request.sample for request in requests)
+    ]
+    rows = _rows(requests, task)
+    return [
+        Sized(request, rows * (length + END_OF_TURN))
+        for request, length in zip(requests, model.lengths(answered), strict=True)
     ]
 
 
@@ -106,10 +142,9 @@ def _replies_to(
     """The replies to the queue, batch by batch."""
     asked = 0
     while asked < len(queue):
-        batch = first_batch(queue[asked : asked + limits.rows], limits)
-        behind = queue[asked + len(batch) : asked + len(batch) + limits.rows]
-        if behind:
-            model.expect([sized.request.sample for sized in first_batch(behind, limits)])
+        batch = first_batch(queue, limits, asked)
+        if behind := first_batch(queue, limits, asked + len(batch)):
+            model.expect([sized.request.sample for sized in behind])
         replies = _replies(model, task, [sized.request for sized in batch], alone=len(batch) == 1)
         if replies is None:
             limits = limits.half_of(batch)
@@ -127,7 +162,11 @@ def _replies(
     replies: list[Record]
     try:
         if requests[0].wants == "answer":
-            replies = [answer._asdict() for answer in model.answers(samples, task.max_new_tokens)]
+            replies = [answer.reply() for answer in model.answers(samples, task.max_new_tokens)]
+        elif requests[0].wants == "options":
+            asked = [replace(sample, options=candidates(task, sample)) for sample in samples]
+            losses = model.option_losses(asked)
+            replies = [reply_of(*pair) for pair in zip(samples, losses, strict=True)]
         else:
             replies = [{"loss": loss} for loss in model.answer_losses(samples)]
     except TooLargeError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.metrics.statistics import mean, paired_difference
+from eval.options import as_asked
 from eval.plan import RIGHT, SHUFFLED, Request, plan
 from eval.store import Record, read_predictions, read_run, write_json, write_jsonl
 from eval.task import ANSWER_LOSS, Metric, Score, Scored, Task, load_task
@@ -48,6 +49,7 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
         results["changes"] = arguments["changes"]
     for name in arguments["tasks"]:
         task = load_task(name, root, arguments["profile"])
+        task = as_asked(task, arguments.get("changes", {}))
         requests = plan(
             task,
             run["fingerprint"],
@@ -87,7 +89,7 @@ def score_samples(
     }
     rows = []
     for request in requests:
-        if request.wants != "answer" or request.key not in replies:
+        if request.wants == "loss" or request.key not in replies:
             continue
         reply = replies[request.key]
         score = _with_reply_flags(task.score(reply["text"].strip(), request.sample), reply)
@@ -192,13 +194,16 @@ def _with_reply_flags(score: Score, reply: Record) -> Score:
         flags.append("truncated")
     if not reply["text"].strip():
         flags.append("empty")
+    if reply.get("tie", False):  # only options have one
+        flags.append("tie")
     return replace(score, flags=tuple(flags))
 
 
 def sample_line(row: Row, root: Path) -> Record:
     """A row as ``samples/TASK.jsonl`` has it, with its pictures' paths below ``root``."""
     sample, score = row.scored
-    return {
+    losses = {"losses": row.reply["losses"]} if "losses" in row.reply else {}
+    return losses | {
         "id": sample.id,
         "condition": row.condition,
         "group": sample.group,

@@ -6,6 +6,7 @@ A benchmark is a file in ``eval/tasks`` with ``load(root, profile) -> Task`` and
 
 import difflib
 import importlib
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Task:
     ``expected_n`` is the published number of samples, None where there is none. ``headline`` is the
     metric to quote. In ``loss_groups`` the loss of the reference answer is measured as well.
     ``unscored`` says why answers are kept but no score is given here: a judge or a server gives it.
+    ``ranked`` says of what of its options the model gives the loss, if it is to write no answer:
+    ``eval.options``.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Task:
     expected_n: int | None = None
     loss_groups: tuple[str, ...] = ()
     unscored: str = ""
+    ranked: Literal["", "letters", "texts"] = ""
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -99,11 +103,30 @@ class Task:
             raise ValueError(f"task {self.name} has ids that are used twice: {twice[:5]}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} of {self.name} must be above 0")
+        if self.ranked:
+            self._check_options()
         missing = set(self.loss_groups) - {sample.group for sample in self.samples}
         if missing:
             raise ValueError(
                 f"task {self.name} measures the answer loss of {sorted(missing)}, "
                 f"but no sample is in such a group: is the question file complete?"
+            )
+
+    def _check_options(self) -> None:
+        numbers = {len(sample.options): sample.id for sample in self.samples}
+        if max(numbers) == 0:
+            raise ValueError(
+                f"task {self.name} has no sample with options, so there is nothing to rank: leave "
+                f"the task out, or --rank_options"
+            )
+        if max(numbers) > len(string.ascii_uppercase):
+            raise ValueError(
+                f"sample {numbers[max(numbers)]} of {self.name} has {max(numbers)} options; there "
+                f"are {len(string.ascii_uppercase)} letters to rank"
+            )
+        if self.ranked == "texts" and 0 in numbers:
+            raise ValueError(
+                f"sample {numbers[0]} of {self.name} has no options; their texts are to be ranked"
             )
 
 
@@ -139,6 +162,7 @@ TASKS: dict[str, str] = {
     "mmbench_en": "eval.tasks.mmbench_en",
     "mmbench_cn": "eval.tasks.mmbench_cn",
     "seed_bench": "eval.tasks.seed_bench",
+    "seed_bench_loss": "eval.tasks.seed_bench_loss",
     "seed_bench_2_plus": "eval.tasks.seed_bench_2_plus",
     "ai2d": "eval.tasks.ai2d",
     "mmstar": "eval.tasks.mmstar",

@@ -10,19 +10,19 @@ LLaVA shows the frame in the middle of a video. Of the hub's frames ``llava15`` 
 (of eight the fourth), ``lmms`` and ``libmoe`` all, as lmms-eval does; LLaVA's files have one only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.metrics import seed
 from eval.metrics.rules import pick
 from eval.readers.choices import letter, option
 from eval.readers.fields import inside, label, read_json, text
 from eval.readers.layouts import Found, Layout, all_there, find_layout, hub
+from eval.readers.pictured import read_pictured
 from eval.readers.pictures import keep_picture
 from eval.readers.prompts import lettered, of_profile
 from eval.readers.questions import read_jsonl
-from eval.readers.tables import read_table
 from eval.task import DEFAULT_PROFILE, Sample, Task
 
 FOLDER = "seed_bench"
@@ -38,18 +38,25 @@ COLUMNS = ("question_id", "question", *CHOICES, "answer", "data_type", "image")
 MAX_NEW_TOKENS = {"llava15": 128, "lmms": 16, "libmoe": 16}
 
 
+class Question(NamedTuple):
+    """A row, where it stands, what is shown of it and LLaVA's own prompt, if any."""
+
+    where: str
+    row: Mapping[str, Any]
+    images: tuple[Path, ...]
+    prompt: str | None = None
+
+
 def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     """Read the first of ``LAYOUTS`` that is there."""
     max_new_tokens = of_profile("seed_bench", profile, MAX_NEW_TOKENS)
     found = find_layout(root, "seed_bench", LAYOUTS)
-    on_hub = found.layout == "hub copy"
-    samples = _hub_rows(root, found, profile) if on_hub else _joined(root, found)
     rule = pick(seed.RULES, profile)
     return Task(
         name="seed_bench",
         version=1,
         description=f"pictures and videos, by letter; {found.layout}",
-        samples=tuple(samples),
+        samples=tuple(_sample(*question) for question in questions(root, found, profile)),
         score=rule.score,
         aggregate=rule.aggregate,
         headline="accuracy",
@@ -57,18 +64,27 @@ def load(root: Path, profile: str = DEFAULT_PROFILE) -> Task:
     )
 
 
-def _hub_rows(root: Path, found: Found, profile: str) -> Iterator[Sample]:
-    for where, row in read_table(found.files["test rows"], COLUMNS):
+def questions(
+    root: Path, found: Found, profile: str, columns: Sequence[str] = COLUMNS
+) -> Iterator[Question]:
+    """Every question; ``columns`` are those that a hub copy must have."""
+    if found.layout == "hub copy":
+        return _hub_rows(root, found, profile, columns)
+    return _joined(root, found)
+
+
+def _hub_rows(root: Path, found: Found, profile: str, columns: Sequence[str]) -> Iterator[Question]:
+    for where, row in read_pictured(root, found.files["test rows"], columns):
         frames = row["image"] or []
         if profile == "llava15":
             middle = max(0, len(frames) - 1) // 2
             frames = frames[middle : middle + 1]
         if not frames:
             raise ValueError(f"{where}: the list of its pictures is empty")
-        yield _sample(where, row, tuple(keep_picture(root, where, frame) for frame in frames))
+        yield Question(where, row, tuple(keep_picture(root, where, frame) for frame in frames))
 
 
-def _joined(root: Path, found: Found) -> Iterator[Sample]:
+def _joined(root: Path, found: Found) -> Iterator[Question]:
     rows = {str(row["question_id"]): row for row in read_json(found.one("answers"))["questions"]}
     asked = dict(_asked(root, found.one("questions")))
     if apart := sorted(rows.keys() ^ asked.keys()):
@@ -79,7 +95,7 @@ def _joined(root: Path, found: Found) -> Iterator[Sample]:
     pictures = (picture for _, picture in asked.values())
     all_there(pictures, f"  {root / FOLDER}/SEED-Bench-image/, SEED-Bench-video-image/")
     for key, (prompt, picture) in asked.items():
-        yield _sample(f"{found.one('answers')}:{key}", rows[key], (picture,), prompt)
+        yield Question(f"{found.one('answers')}:{key}", rows[key], (picture,), prompt)
 
 
 def _asked(root: Path, path: Path) -> Iterator[tuple[str, tuple[str, Path]]]:
@@ -89,7 +105,7 @@ def _asked(root: Path, path: Path) -> Iterator[tuple[str, tuple[str, Path]]]:
 
 
 def _sample(
-    where: str, row: Mapping[str, Any], images: tuple[Path, ...], prompt: str | None = None
+    where: str, row: Mapping[str, Any], images: tuple[Path, ...], prompt: str | None
 ) -> Sample:
     options = tuple(option(where, row, name) for name in CHOICES)
     return Sample(

@@ -104,7 +104,7 @@ def _score(comparison: Comparison, args: Args, checkpoint: Path, answers: Path) 
     for name, task in tasks.items():
         requests = plan(task, mark, shuffled_control=False, limit=comparison.limit)
         # The plan's losses are of some groups alone; here they are taken of all samples.
-        questions = [request for request in requests if request.wants == "answer"]
+        questions = [request for request in requests if request.wants != "loss"]
         put = [
             r for r in questions if comparison.asked is None or r.sample.group in comparison.asked
         ]

@@ -20,7 +20,7 @@ COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), 
 class FakeModel:
     """Says ``reply(sample)``; stops with an error instead of the reply after ``crash_after``.
 
-    A batch of more than ``room`` samples is too large for it.
+    A batch of more than ``room`` rows is too large for it. Of options that is the likeliest.
     """
 
     def __init__(
@@ -45,21 +45,29 @@ class FakeModel:
         self.expected += [sample.id for sample in samples]
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
-        if self.crash_after is not None and len(self.asked) >= self.crash_after:
-            raise RuntimeError("out of memory")
         self._note(samples)
         texts = [self.reply(sample) for sample in samples]
         return [Answer(text, len(text.split()) + 1, finished=True) for text in texts]
+
+    def option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
+        self._note(samples, sum(len(sample.options) for sample in samples))
+        return [
+            [self.loss + (option != self.reply(sample)) for option in sample.options]
+            for sample in samples
+        ]
 
     def answer_losses(self, samples: Sequence[Sample]) -> list[float]:
         self._note(samples)
         return [self.loss + len(sample.references[0]) / 7 for sample in samples]
 
-    def _note(self, samples: Sequence[Sample]) -> None:
-        if len(samples) > self.room:
-            raise TooLargeError(f"{len(samples)} samples")
+    def _note(self, samples: Sequence[Sample], rows: int | None = None) -> None:
+        rows = len(samples) if rows is None else rows
+        if rows > self.room:
+            raise TooLargeError(f"{rows} samples")
+        if self.crash_after is not None and len(self.asked) >= self.crash_after:
+            raise RuntimeError("out of memory")
         self.asked += [sample.id for sample in samples]
-        self.batches.append(len(samples))
+        self.batches.append(rows)
 
 
 @pytest.fixture
