@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     add("--pictures", type=Path, help="folder of pictures; the quickstart's if not given")
     add("--output", type=Path, default=Path("outputs/benchmarks/evaluation.json"))
     add("--samples", type=int, default=48, help="questions of a set")
-    add("--batch_size", type=int, default=16)
+    add("--batch_size", type=int, default=32)
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
