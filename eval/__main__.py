@@ -54,6 +54,8 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     arguments = _arguments(args) | {"ranks": rank.world_size}
     if prepared.changes:
         arguments["changes"] = prepared.changes
+    if args.expert_load:
+        arguments["expert_load"] = True
     with recorded(args.out, arguments, prepared.fingerprint) as record:
         record["tasks"] |= _ask(args, prepared, model, rank)
         record["missing"] = wait_for_others(lambda: _missing(prepared, args.out), args.patience)
@@ -139,11 +141,26 @@ def _prepare(args: argparse.Namespace) -> Prepared:
             seed=args.seed,
             limit=args.limit,
             root=args.data_root,
+            expert_load=args.expert_load,
         )
         for task in tasks
     }
+    if args.expert_load:
+        _check_expert_load(args, requests)
     todo = [task for task in tasks if unanswered(task, requests[task.name], args.out)]
     return Prepared(mark, changes, tasks, requests, todo)
+
+
+def _check_expert_load(args: argparse.Namespace, requests: dict[str, list[Request]]) -> None:
+    from eval.expert_load import check_countable
+
+    check_countable(args.checkpoint, _inference(args))
+    for name, asked in requests.items():
+        if not any(request.wants == "answer" for request in asked):
+            raise ValueError(
+                f"task {name} is answered by the losses of options, and expert_load counts what "
+                f"answers in words take; ask the task without it"
+            )
 
 
 def _inference(args: argparse.Namespace) -> Inference:
@@ -163,7 +180,12 @@ def _load(args: argparse.Namespace, rank: Rank) -> Model:
     from eval.model import LlavaCompete
 
     return LlavaCompete.load(
-        args.checkpoint, args.dtype, _inference(args), rank.local, args.workers
+        args.checkpoint,
+        args.dtype,
+        _inference(args),
+        rank.local,
+        args.workers,
+        args.expert_load,
     )
 
 
@@ -220,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--profile", default=DEFAULT_PROFILE, help="whose prompts and rules: llava15, lmms, libmoe"
     )
-    run.add_argument("--batch_size", type=_positive, default=16, help="questions, at most")
+    run.add_argument("--batch_size", type=_positive, default=32, help="questions, at most")
     run.add_argument(
         "--batch_tokens",
         type=_positive,
@@ -242,6 +264,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=600,
         help="seconds without a reply until the other ranks are given up",
+    )
+    run.add_argument(
+        "--expert_load", action="store_true", help="count the tokens that each expert is given"
     )
     _add_inference(run)
     score = verbs.add_parser("score", allow_abbrev=False, help="score stored replies, no model")

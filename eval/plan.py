@@ -41,12 +41,14 @@ def plan(
     seed: int = 0,
     limit: int | None = None,
     root: Path | None = None,
+    expert_load: bool = False,
 ) -> list[Request]:
     """Every request of a run, in the order of the samples, one condition after the other.
 
     ``limit`` keeps that many samples, drawn by ``seed``, with the very requests of the whole run,
     so that the whole run can go on from a limited one. Below ``root``, the data root, it is kept
-    what the pictures hold; without it each is read.
+    what the pictures hold; without it each is read. With ``expert_load`` an answer comes with its
+    experts' counts.
     """
     digests = picture_digests((i for sample in task.samples for i in sample.images), root)
     conditions = {RIGHT: task.samples}
@@ -57,7 +59,7 @@ def plan(
     for condition, samples in conditions.items():
         for sample in samples:
             if sample.id in kept:
-                requests += _requests(task, fingerprint, condition, sample, digests)
+                requests += _requests(task, fingerprint, condition, sample, digests, expert_load)
     return requests
 
 
@@ -89,9 +91,16 @@ def shuffle_pictures(
 
 
 def _requests(
-    task: Task, fingerprint: str, condition: str, sample: Sample, digests: Mapping[Path, str]
+    task: Task,
+    fingerprint: str,
+    condition: str,
+    sample: Sample,
+    digests: Mapping[Path, str],
+    expert_load: bool,
 ) -> list[Request]:
-    answer = {"max_new_tokens": task.max_new_tokens, "do_sample": False}
+    answer: dict[str, Any] = {"max_new_tokens": task.max_new_tokens, "do_sample": False}
+    if expert_load:
+        answer["expert_load"] = True
     base = {
         "task": [task.name, task.version],
         "id": sample.id,

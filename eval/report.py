@@ -83,6 +83,14 @@ def _number(value: float, unit: str, sign: str = "") -> str:
     return f"{value:{sign}.1f}" if unit == "points" else f"{value:{sign}.3f}"
 
 
+def load_range(shares: Record) -> tuple[str, str, str]:
+    """Load of a part's least and most used expert, mean over its layers, and the even load."""
+    least, most = (
+        "-" if shares[k] is None else f"{shares[k]:.3f}" for k in ("least_load", "most_load")
+    )
+    return least, most, f"{1 / shares['num_experts']:.3f}"
+
+
 def _mark(task: Record, limit: int | None) -> str:
     if limit is not None:
         return f" (LIMITED to {limit})"
@@ -92,6 +100,9 @@ def _mark(task: Record, limit: int | None) -> str:
 def _notes(name: str, task: Record) -> Iterator[str]:
     if "unscored" in task:
         yield f"- {name}: no score, {task['unscored']}."
+    for part, load in task.get("experts", {}).items():
+        least, most, even = load_range(load)
+        yield f"- {name}, load of {part}'s experts: least {least}, most {most}, even {even}."
     if task["missing"]:
         yield f"- {name}: {task['missing']} replies are missing; run again to ask for them."
     if not task["complete"] and task["n"] != task["expected_n"]:

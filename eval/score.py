@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.expert_shares import expert_shares
 from eval.metrics.statistics import mean, paired_difference
 from eval.options import as_asked
 from eval.plan import RIGHT, SHUFFLED, Request, plan
@@ -57,6 +58,7 @@ def score_run(run_dir: Path, data_root: Path | None = None) -> Record:
             seed=arguments["seed"],
             limit=arguments["limit"],
             root=root,
+            expert_load="expert_load" in arguments,
         )
         replies = read_predictions(run_dir, name)
         rows = score_samples(task, requests, replies)
@@ -126,6 +128,11 @@ def task_results(task: Task, rows: Sequence[Row], *, missing: int, limited: bool
     }
     if task.unscored:
         results |= {"score": None, "unscored": task.unscored}
+    counted = [
+        row.reply["experts"] for row in rows if row.condition == RIGHT and "experts" in row.reply
+    ]
+    if counted:
+        results["experts"] = expert_shares(counted)
     if by_condition.keys() >= {RIGHT, SHUFFLED}:
         results["differences"] = _differences(by_condition[RIGHT], by_condition[SHUFFLED])
     return results

@@ -12,6 +12,7 @@ from pathlib import Path
 from eval.answers import galleries
 from eval.charts import charts
 from eval.comparison import comparison
+from eval.expert_report import load_blocks, loads_of, write_loads
 from eval.plan import RIGHT, SHUFFLED
 from eval.report import HEAD, table
 from eval.rows import read, write_csv
@@ -38,6 +39,7 @@ from llava_compete.report.blocks import (
 from llava_compete.report.document import write
 
 CSV = "scores.csv"
+LOADS_CSV = "experts.csv"  # where loads were counted
 KIND = "kind"  # the group of questions whose answer is a class
 FEW_STEPS = 10  # of which a median says little
 
@@ -45,9 +47,9 @@ FEW_STEPS = 10  # of which a median says little
 def write_report(
     runs: Sequence[Path], trainings: Sequence[Path], output: Path, data_root: Path | None = None
 ) -> list[Path]:
-    """Write report.md, report.html and scores.csv below ``output``; gives their paths.
+    """Write report.md, report.html, scores.csv and, if a run has loads, experts.csv to ``output``.
 
-    ValueError where an input is missing.
+    Gives their paths. ValueError where an input is missing.
     ``data_root`` is where the pictures lie now, if they were moved since the evaluation.
     """
     trained = [read_training(directory) for directory in trainings]
@@ -57,8 +59,9 @@ def write_report(
         blocks += [Code(f"Recipe of {run.path}", run.recipe_text) for run in trained]
     evaluated = [read(directory) for directory in runs]
     blocks += [Heading("Scores"), *comparison(evaluated)]
-    for directory in runs:
-        blocks += _scores(directory)
+    for number, run_results in enumerate(evaluated, start=1):
+        blocks += _scores(run_results.path)
+        blocks += load_blocks(f"load-{number}", run_results)
     for number, run in enumerate(trained, start=1):
         blocks += _training(number, run)
     blocks.append(Heading("Pictures and answers"))
@@ -67,7 +70,11 @@ def write_report(
         blocks += galleries(f"answer-{number}", directory, data_root)
     written = write(blocks, output)
     write_csv(evaluated, output / CSV)
-    return [*written, output / CSV]
+    written.append(output / CSV)
+    if any(map(loads_of, evaluated)):
+        write_loads(evaluated, output / LOADS_CSV)
+        written.append(output / LOADS_CSV)
+    return written
 
 
 def _models(runs: Sequence[TrainingRun]) -> Table:
