@@ -133,7 +133,7 @@ class Seen(NamedTuple):
 
 
 def see_pictures(model: Model, pixel_values: Tensor) -> Seen:
-    """``model.picture_features`` of N pictures, with the counts of each; {} without experts."""
+    """``model.picture_features`` of N pictures by a tower with experts, and the counts of each."""
     layers = _layers_of(model, TOWER)
     numbers = layer_names(model)
     num_pictures = len(pixel_values)
@@ -148,8 +148,6 @@ def see_pictures(model: Model, pixel_values: Tensor) -> Seen:
 
     with _removing(_hooks(layers, see)):
         features_NPV = model.picture_features(pixel_values)
-    if not layers:
-        return Seen(features_NPV, [{}] * num_pictures)
     counts = [
         _counted(num_tokens, {number: of_N[place] for number, of_N in chosen.items()})
         for place in range(num_pictures)

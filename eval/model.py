@@ -15,7 +15,7 @@ from torch import Tensor
 import llava_compete
 from eval.expert_load import ExpertLoad
 from eval.inference import Inference
-from eval.options import is_close
+from eval.option_losses import answer_token_losses, cut
 from eval.pictures import Pictures
 from eval.predict import Answer, TooLargeError
 from eval.sampling import Sampling
@@ -47,7 +47,8 @@ class LlavaCompete:
         self.self_contrast = self_contrast
         self.num_beams = num_beams
         self.sampling = sampling
-        self.pictures = Pictures(model, processor, workers=workers, counted=expert_load)
+        counted = expert_load and self._sees_by_experts()
+        self.pictures = Pictures(model, processor, workers=workers, counted=counted)
         self._load = ExpertLoad(model) if expert_load else None
         self.tokens_saved = 0  # of prompts, run once for several
 
@@ -157,23 +158,26 @@ class LlavaCompete:
         return batch | {"prefix": prefix}
 
     def option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """Of each of a sample's options as the answer, in order; a batch has a row for each.
+        """Of each of a sample's options as the answer, in order.
 
-        A sample whose lowest losses are close is asked again without the others.
+        One question at a time, and of its pictures, so that nothing else moves its losses.
         """
         with _telling_of_memory():
-            together = self._option_losses(samples)
-            if len(samples) == 1:
-                return together
-            return [
-                self._option_losses([sample])[0] if is_close(losses) else losses
-                for sample, losses in zip(samples, together, strict=True)
-            ]
+            return [self._option_losses(sample) for sample in samples]
 
-    def _option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
-        rows = [replace(s, references=(option,)) for s in samples for option in s.options]
-        losses = iter(self._losses(rows))
-        return [[next(losses) for _ in sample.options] for sample in samples]
+    def _option_losses(self, sample: Sample) -> list[float]:
+        answered = [replace(sample, references=(option,)) for option in sample.options]
+        rows = [tokenise(self.processor, [_question(s), _reference(s)]) for s in answered]
+        if not can_share(self.model, max(len(row.input_ids) for row in rows)):
+            return self._losses(answered)
+        alone = [replace(sample, images=(image,)) for image in sample.images]
+        seen = [self.pictures.inputs([s], shared=True)["image_features"] for s in alone]
+        features_NPV = torch.cat(seen) if seen else None
+        pad = self.processor.tokenizer.pad_token_id
+        self.tokens_saved += cut(rows) * (len(rows) - 1)
+        losses_A = answer_token_losses(self.model, rows, features_NPV, pad)
+        counts = [int((row.labels != IGNORED).sum()) for row in rows]
+        return _row_means(losses_A, counts, answered)
 
     @torch.no_grad()
     def _losses(self, samples: Sequence[Sample]) -> list[float]:

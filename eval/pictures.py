@@ -27,8 +27,8 @@ class Pictures:
     """What a model is shown, its tower run once for a picture of neighbouring batches.
 
     ``shown`` counts pictures in prompts, ``seen`` those that the tower was run on. ``workers``
-    threads decode and resize; both let go of Python's lock. Where ``counted``, what the tower's
-    experts were given is kept beside the features.
+    threads decode and resize; both let go of Python's lock. Where ``counted``, what the experts of
+    the tower, which must have some, were given is kept beside the features.
     """
 
     def __init__(
@@ -86,7 +86,12 @@ class Pictures:
         return {"image_features": features_NPV}
 
     def counts(self, sample: Sample) -> Record:
-        """What the tower's experts were given of the pictures of one of the last ``inputs``."""
+        """What the tower's experts were given of the pictures of one of the last ``inputs``.
+
+        {} where they are not counted, or the sample has no picture.
+        """
+        if not self._counted:
+            return {}
         return added([{}, *(self._counts[path] for path in sample.images)])
 
     def _see(self, paths: Sequence[Path], pixel_values: Tensor) -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eval import model as adapter
 from eval.__main__ import main
@@ -16,10 +17,13 @@ from eval.ranks import Rank
 from eval.score import score_samples, task_results
 from eval.store import read_predictions
 from eval.task import Sample, load_task
+from llava_compete import upcycle_model
 from llava_compete.data import ImageFolder
+from llava_compete.data.images import picture_side
 from llava_compete.processor import prompt_batch
 from llava_compete.routing.collect import layer_names
 from llava_compete.routing.watch import keyed_layers
+from llava_compete.vision import ImageTower, describe_tower
 from tests import tiny
 
 EVERYWHERE = ("vision", *tiny.PARTS)
@@ -46,7 +50,8 @@ def samples(data_root):
 
 def answer_of(model, processor, sample, max_new_tokens):
     """The prompt as the processor makes it, and the ids of the answer."""
-    pictures = [ImageFolder(path.parent).open(path.name, "x", 16) for path in sample.images]
+    side = picture_side(processor)
+    pictures = [ImageFolder(path.parent).open(path.name, "x", side) for path in sample.images]
     prompt = prompt_batch(processor, [[adapter._question(sample)]], [pictures])
     return prompt, model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)[0]
 
@@ -108,6 +113,28 @@ def test_batches_count_as_one_question_at_a_time(moe, samples, mix):
     lengths = {answer.tokens for answer in answers}
     assert len(lengths) > 1
     assert {answer.finished for answer in answers} == {True, False}
+
+
+def make_resnet(folder):
+    """A tower without a class token or blocks."""
+    folder.mkdir()
+    config = describe_tower("timm/test_resnet", "final", image_size=64)
+    save_file(ImageTower(config).trunk.state_dict(), folder / "tower.safetensors")
+    return config, folder / "tower.safetensors"
+
+
+@pytest.mark.parametrize("tower", ["resnet", "two scales"])
+def test_towers_count_whatever_they_are_made_of(samples, tmp_path, tower):
+    if tower == "resnet":
+        model, processor = tiny.compose_tiny(tmp_path, make=make_resnet)
+        upcycle_model(model, tiny.moe_configs(), perturbation=2.0)
+    else:
+        model, processor = tiny.compose_tiny(tmp_path, scales=(1, 2))
+        upcycle_model(model, tiny.moe_configs(EVERYWHERE), perturbation=2.0)
+    asked = adapter.LlavaCompete(model.eval(), processor, expert_load=True)
+    answers = asked.answers(samples, 2)
+    expected = [counts_of_one(model, processor, sample, 2) for sample in samples]
+    assert [answer.experts for answer in answers] == expected
 
 
 @pytest.fixture
