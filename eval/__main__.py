@@ -20,7 +20,7 @@ from eval.ranks import Rank, wait_for_others
 from eval.report import table
 from eval.score import score_run, succeeded
 from eval.store import Record, claim, read_results, recorded
-from eval.task import DEFAULT_PROFILE, TASKS, Task, load_task
+from eval.task import DEFAULT_PROFILE, TASKS, Task, load_tasks
 
 
 class Prepared(NamedTuple):
@@ -124,7 +124,7 @@ def _submit(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _prepare(args: argparse.Namespace) -> Prepared:
     from eval.fingerprint import fingerprint
 
-    tasks = [load_task(name, args.data_root, args.profile) for name in args.tasks]
+    tasks = load_tasks(args.tasks, args.data_root, args.profile)
     changes: Record = {}
     if inference := _inference(args):
         from eval.model import changes as find_changes

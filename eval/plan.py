@@ -53,7 +53,10 @@ def plan(
     digests = picture_digests((i for sample in task.samples for i in sample.images), root)
     conditions = {RIGHT: task.samples}
     if shuffled_control:
-        conditions[SHUFFLED] = shuffle_pictures(task.samples, digests, seed)
+        try:
+            conditions[SHUFFLED] = shuffle_pictures(task.samples, digests, seed)
+        except ValueError as error:
+            raise ValueError(f"{task.name}: {error}") from error
     kept = {sample.id for sample in _drawn(task.samples, limit, seed)}
     requests = []
     for condition, samples in conditions.items():

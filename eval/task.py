@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 ANSWER_LOSS = "answer_loss"
 DEFAULT_PROFILE = "llava15"
+PLACEHOLDER = "<image>"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ class Task:
             ids = Counter(sample.id for sample in self.samples)
             twice = [id for id, count in ids.items() if count > 1]
             raise ValueError(f"task {self.name} has ids that are used twice: {twice[:5]}")
+        for sample in self.samples:
+            if PLACEHOLDER in sample.prompt:
+                raise ValueError(
+                    f"the prompt of sample {sample.id} of {self.name} has {PLACEHOLDER}, which is "
+                    f"the model's own mark of a picture: pictures are shown before the prompt"
+                )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} of {self.name} must be above 0")
         if self.ranked:
@@ -140,6 +147,22 @@ def load_task(name: str, root: Path, profile: str = DEFAULT_PROFILE) -> Task:
         raise ValueError(f"no task is called {name!r}; did you mean {', '.join(near)}?")
     task: Task = importlib.import_module(TASKS[name]).load(root, profile)
     return task
+
+
+def load_tasks(names: Sequence[str], root: Path, profile: str = DEFAULT_PROFILE) -> list[Task]:
+    """Each of them; the ValueError of ``load_task`` has what is wrong with any, one below another.
+
+    So what they lack can be fetched at once.
+    """
+    tasks, faults = [], []
+    for name in names:
+        try:
+            tasks.append(load_task(name, root, profile))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+    return tasks
 
 
 TASKS: dict[str, str] = {

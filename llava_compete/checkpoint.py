@@ -267,6 +267,7 @@ def read_config(path: Path, *, weights: bool = True) -> LlavaCompeteConfig:
         *(weight_files(path) if weights else []),
         "processor_config.json",
         "tokenizer_config.json",
+        "chat_template.jinja",
     ]
     if missing := [name for name in needed if not (path / name).is_file()]:
         raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")

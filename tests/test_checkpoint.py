@@ -124,7 +124,14 @@ def test_a_checkpoint_in_shards_loads_alike_and_a_missing_shard_is_named(checkpo
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json"]
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ],
 )
 def test_a_missing_file_is_named(broken, name):
     (broken / name).unlink()

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ from typing import Any
 def read_json(path: Path) -> Any:
     """The value of a JSON file; ValueError where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with in_utf8(path):
+            return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[None]:
+    """ValueError that names the file where what is read inside is not UTF-8."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
 
 
 def field(where: str, row: Mapping[str, Any], name: str) -> Any:

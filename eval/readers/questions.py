@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from eval.readers.fields import in_utf8
 from eval.readers.layouts import all_there, find
 from eval.task import Sample
 
@@ -29,7 +30,7 @@ def read_questions(root: Path, candidates: Iterable[str], layout: str) -> tuple[
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a JSON lines file with the place it stands at, ``file:line``."""
-    with path.open(encoding="utf-8") as lines:
+    with in_utf8(path), path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -2,11 +2,14 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from eval.readers.fields import in_utf8
 
 Row = dict[str, Any]
 BATCH = 16  # rows; each may hold a picture of some megabytes
@@ -25,15 +28,17 @@ def read_table(
         names = read_schema(path, columns).names
         wanted = [*columns, *(name for name in optional if name in names)]
         number = 0
-        for batch in _batches(path, wanted):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:row {number}", row
+        with _whole(path):
+            for batch in _batches(path, wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:row {number}", row
 
 
 def read_schema(path: Path, columns: Sequence[str] = ()) -> pa.Schema:
     """The columns of a parquet or arrow file; ValueError where ``columns`` are not among them."""
-    schema = pq.read_schema(path) if path.suffix == ".parquet" else _arrow_schema(path)
+    with _whole(path):
+        schema = pq.read_schema(path) if path.suffix == ".parquet" else _arrow_schema(path)
     if lacking := sorted(set(columns) - set(schema.names)):
         raise ValueError(f"{path}: columns {lacking} are missing; it has {schema.names}")
     return schema
@@ -52,7 +57,7 @@ def holds_texts(path: Path, column: str) -> bool:
 def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row of a tab-separated file with a head line, all cells texts, with ``file:row N``."""
     csv.field_size_limit(LONGEST_CELL)  # csv's own limit is below the size of a picture
-    with path.open(encoding="utf-8", newline="") as lines:
+    with in_utf8(path), path.open(encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, delimiter="\t", strict=True)
         if lacking := sorted(set(columns) - set(rows.fieldnames or ())):
             raise ValueError(f"{path}: columns {lacking} are missing; it has {rows.fieldnames}")
@@ -61,6 +66,16 @@ def read_tsv(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
             if None in row or None in row.values():
                 raise ValueError(f"{where}: it has not as many cells as the head line")
             yield where, row
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path}: not a whole parquet or arrow file ({error}); fetch it again"
+        ) from error
 
 
 def _batches(path: Path, columns: list[str]) -> Iterable[pa.RecordBatch]:

@@ -120,3 +120,11 @@ def test_a_limited_run_is_a_part_of_the_whole_one(data_root):
         assert len(of_it) == 3
     with pytest.raises(ValueError, match="limit=0 must be at least 1"):
         keys(task, limit=0)
+
+
+def test_a_task_that_cannot_be_shuffled_is_named(data_root):
+    task = load_task("stamps_yesno", data_root)
+    (picture,) = task.samples[0].images
+    same = tuple(replace(sample, images=(picture,)) for sample in task.samples)
+    with pytest.raises(ValueError, match="stamps_yesno: 8 of 8 samples show one and the same"):
+        plan(replace(task, samples=same), "f", shuffled_control=True)

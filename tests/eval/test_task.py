@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eval.task import TASKS, Sample, Scored, Task, load_task
+from eval.task import TASKS, Sample, Scored, Task, load_task, load_tasks
 
 STAMPS = [name for name in TASKS if name.startswith("stamps_")]  # the others: tests/eval/tasks
 
@@ -88,3 +88,20 @@ def test_a_sample_is_hashable_whatever_its_meta():
     plain, told = Sample("1", "?", ("a",)), Sample("1", "?", ("a",), meta={"choices": ["a", "b"]})
     assert plain != told
     assert len({plain, told}) == 2
+
+
+def test_what_any_of_several_tasks_lacks_is_named_at_once(data_root):
+    (data_root / "heldout/yesno.jsonl").unlink()
+    parts = r"(?s)looked for\n  \S+/heldout/yesno\.jsonl.*llava_pope_test\.jsonl.*'stamps_shrt'"
+    with pytest.raises(ValueError, match=parts) as error:
+        load_tasks(["stamps_yesno", "stamps_choice", "pope", "stamps_shrt"], data_root)
+    assert "choice.jsonl" not in str(error.value)
+    (task,) = load_tasks(["stamps_choice"], data_root)
+    assert task == load_task("stamps_choice", data_root)
+
+
+def test_a_prompt_with_the_mark_of_a_picture_is_refused_before_it_is_asked(data_root):
+    path = data_root / "heldout" / "short.jsonl"
+    path.write_text(path.read_text().replace("What is this?", "What is <image>?", 1))
+    with pytest.raises(ValueError, match="prompt of sample red-name of stamps_short has <image>"):
+        load_task("stamps_short", data_root)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from eval.readers import find, read_questions
+from eval.readers import find, read_jsonl, read_questions
+from eval.readers.fields import read_json
 
 LAYOUT = "  ROOT/questions.jsonl"
 
@@ -91,3 +92,10 @@ def test_a_bad_row_is_refused_by_line(tmp_path, bad, message):
     with pytest.raises(ValueError, match=r"questions\.jsonl:2: ") as error:
         read(tmp_path)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("read", [lambda path: list(read_jsonl(path)), read_json])
+def test_a_file_in_another_encoding_is_named(tmp_path, read):
+    (tmp_path / "a.json").write_bytes('{"text": "\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.json: not a text in UTF-8"):
+        read(tmp_path / "a.json")

@@ -65,3 +65,27 @@ def test_a_tsv_that_is_not_a_table_is_refused(tmp_path, text, message):
     (tmp_path / "a.tsv").write_text(text)
     with pytest.raises(ValueError, match=message):
         list(read_tsv(tmp_path / "a.tsv", ["index", "image"]))
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: b"version https://git-lfs.github.com/spec/v1\nsize 12345\n",
+        lambda content: content[: len(content) // 2],
+    ],
+    ids=["empty", "pointer", "cut"],
+)
+def test_a_table_that_is_not_whole_is_named(tmp_path, name, spoil):
+    path = tmp_path / name
+    write(path, ROWS)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{name}: not a whole parquet or arrow file"):
+        list(read_table([path], ["id", "image"]))
+
+
+def test_a_tsv_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.tsv").write_bytes("index\n\u00e9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.tsv: not a text in UTF-8"):
+        list(read_tsv(tmp_path / "a.tsv", ["index"]))
