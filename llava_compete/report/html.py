@@ -29,7 +29,8 @@ main { max-width: 62rem; margin: 2rem auto; padding: 1rem 3rem 3rem; background:
 h1 { font-size: 1.9rem; margin: 1.2rem 0 .6rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 1px solid #e1e5ea; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; color: #3a4657; }
-p, li { max-width: 50rem; overflow-wrap: anywhere; }
+h1, h2, h3, h4, p, li, summary, .source { overflow-wrap: anywhere; }
+p, li { max-width: 50rem; }
 ul { padding-left: 1.2rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
@@ -37,13 +38,13 @@ th, td { padding: .35rem .8rem; text-align: left; vertical-align: top; overflow-
   border-bottom: 1px solid #e8ebef; }
 th { color: #5a6675; font-weight: 600; border-bottom: 2px solid #cfd6de; }
 .number { text-align: right; } td.number { white-space: nowrap; }
-figure { margin: 1.2rem 0 1.8rem; }
+figure { margin: 1.2rem 0 1.8rem; overflow-x: auto; }
 figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .875rem; color: #5a6675; max-width: 50rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: #5a6675; font-size: .875rem; }
 pre { background: #f4f5f7; padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: .8rem; line-height: 1.45; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }
 .card { border: 1px solid #e1e5ea; border-radius: 8px; overflow: hidden; }
 .card img { display: block; width: 100%; height: 11rem; object-fit: contain; background: #fafbfc;
   border-bottom: 1px solid #e1e5ea; }
@@ -66,6 +67,13 @@ pre { background: #f4f5f7; padding: .8rem 1rem; border-radius: 6px; overflow-x: 
 .takes .words { display: flex; flex-wrap: wrap; gap: .3rem; padding: 0; margin-top: .6rem; }
 .words span { padding: .05rem .4rem; background: #eef1f5; border-radius: 4px; white-space: pre; }
 .words small { color: #5a6675; margin-left: .35rem; }
+@media (max-width: 40rem) {
+  main { margin: 0; padding: .2rem 1rem 2rem; border: 0; border-radius: 0; }
+  figure img { max-width: 44rem; }
+  th, td { padding: .35rem .5rem; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; min-width: 7.5rem;
+    overflow-wrap: anywhere; }
+}
 @media print { body { background: #fff; } main { border: 0; margin: 0; } }
 """
 
@@ -121,7 +129,8 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return re.match(r"[-+]?(\d|$)", cell) is not None
+    """Whether a cell begins with a number or says that there is none; hex digits are no number."""
+    return re.match(r"[-+]?(\d[\d.,]*(?!\w)|$)|none$|no score\b", cell) is not None
 
 
 def _html_card(card: Card) -> str:

@@ -1,6 +1,8 @@
 """Blocks whose rendering no report's test looks at closely."""
 
-from llava_compete.report.blocks import Heading, Numbers, Taker, Takers
+import pytest
+
+from llava_compete.report.blocks import Heading, Numbers, Table, Taker, Takers
 from llava_compete.report.document import write
 from llava_compete.report.drawing import COLOURS, many_colours
 from llava_compete.report.html import to_html
@@ -21,6 +23,22 @@ def test_texts_are_disarmed_in_both_formats() -> None:
     assert page.count("&lt;b&gt;&amp;|") == 6
     assert "<b>" not in text
     assert text.count("&lt;b&gt;&amp;\\|") == 6
+
+
+@pytest.mark.parametrize(
+    ("cells", "right"),
+    [
+        (("26.2 +- 5.5 (n 3 of 1,000)", "-", "+0.0", "", "53.8 %"), True),
+        (("26.2 +- 5.5", "none"), True),
+        (("26.2 +- 5.5", "no score (UNSCORED: n 3 of 60)"), True),
+        (("3", "three"), False),
+        (("586e2f0078d6",), False),
+        (("none: a dense model",), False),
+    ],
+)
+def test_columns_of_numbers_stand_at_the_right(cells, right) -> None:
+    table = Table(("column",), tuple((cell,) for cell in cells))
+    assert ('<td class="number">' in to_html((Heading("t", 1), table))) == right
 
 
 def test_a_picture_says_of_what_kind_it_is() -> None:
