@@ -45,7 +45,13 @@ EVAL_HUB = DataSet(
             "vqav2", f"{LMMS}/VQAv2", ("*validation-*.parquet", "*testdev-*.parquet"), "CC BY 4.0"
         ),
         copy("gqa", f"{LMMS}/GQA", "testdev_balanced_*/*.parquet", "MIT by its card", 70 * MB),
-        copy("vizwiz", f"{LMMS}/VizWiz-VQA", "*val-*.parquet", "CC BY 4.0", 2_080 * MB),
+        copy(
+            "vizwiz",
+            f"{LMMS}/VizWiz-VQA",
+            ("*val-*.parquet", "*test-*.parquet"),
+            "CC BY 4.0",
+            6_050 * MB,
+        ),
         copy("scienceqa", f"{LMMS}/ScienceQA", "ScienceQA-IMG/test-*", "CC BY-NC-SA 4.0", 130 * MB),
         copy("textvqa", f"{LMMS}/textvqa", "*validation-*.parquet", "CC BY 4.0", 920 * MB),
         copy("pope", f"{LMMS}/POPE", "data/*.parquet", "MIT; pictures of COCO", 255 * MB),
@@ -58,7 +64,12 @@ EVAL_HUB = DataSet(
         copy("llava_w", f"{LMMS}/llava-bench-in-the-wild", "*.parquet", SEE),
         copy("ai2d", f"{LMMS}/ai2d", "*.parquet", SEE),
         copy("chartqa", f"{LMMS}/ChartQA", "*.parquet", "GPL-3.0", 73 * MB),
-        copy("docvqa", f"{LMMS}/DocVQA", "DocVQA/validation-*", "RRC's terms, for research"),
+        copy(
+            "docvqa",
+            f"{LMMS}/DocVQA",
+            ("DocVQA/validation-*", "DocVQA/test-*"),
+            "RRC's terms, for research",
+        ),
         copy(
             "infovqa", f"{LMMS}/DocVQA", "InfographicVQA/validation-*", "RRC's terms, for research"
         ),

@@ -14,12 +14,15 @@ mmbench_en, mmbench_cn     xlsx of the TSV with a column ``prediction``, without
                            categories (convert_mmbench_for_submission.py)
 mm_vet                     JSON ``{v1_i: answer}`` (convert_mmvet_for_eval.py)
 llava_w                    JSON lines as model_vqa.py writes them, for eval_gpt_review_bench.py
+hallusionbench             JSON, the questions asked with ``model_prediction`` (eval/judge_rows.py)
+mathvista                  JSON, the problems by pid with ``response`` (the same)
 """
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from eval.judge_rows import hallusionbench_rows, mathvista_rows
 from eval.metrics.vqa_accuracy import normalise_m4c
 from eval.plan import RIGHT
 from eval.readers import find, read_jsonl
@@ -113,6 +116,14 @@ def _llava_w(stem: Path, samples: list[Record], root: Path) -> Path:
     )
 
 
+def _hallusionbench(stem: Path, samples: list[Record], root: Path) -> Path:
+    return _json(stem, hallusionbench_rows(samples, root))
+
+
+def _mathvista(stem: Path, samples: list[Record], root: Path) -> Path:
+    return _json(stem, mathvista_rows(samples, root))
+
+
 def _mmbench(language: Language) -> Writer:
     def write(stem: Path, samples: list[Record], root: Path) -> Path:
         answers = {sample["id"]: sample["text"].strip() for sample in samples}
@@ -159,4 +170,6 @@ WRITERS: dict[str, Writer] = {
     "mmbench_cn": _mmbench(CHINESE),
     "mm_vet": _mm_vet,
     "llava_w": _llava_w,
+    "hallusionbench": _hallusionbench,
+    "mathvista": _mathvista,
 }

@@ -93,11 +93,12 @@ def _meta(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "question_type": text(where, row, "question_type"),
         "answer_type": text(where, row, "answer_type"),
-        "precision": _precision(row),
+        "precision": precision(row),
     }
 
 
-def _precision(row: Mapping[str, Any]) -> int | None:
+def precision(row: Mapping[str, Any]) -> int | None:
+    """Digits behind the point; the hub copy has them as a float."""
     return None if row["precision"] is None else int(row["precision"])
 
 
@@ -120,7 +121,7 @@ def _instruction(where: str, row: Mapping[str, Any]) -> str:
     if row["question_type"] == "multi_choice":
         return LETTER
     wanted = row["answer_type"]
-    key = wanted, _precision(row) if wanted == "float" else None
+    key = wanted, precision(row) if wanted == "float" else None
     if key not in INSTRUCTIONS:
         raise ValueError(
             f"{where}: no instruction for answer_type={wanted!r} with precision={key[1]}; there "

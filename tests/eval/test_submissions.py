@@ -7,7 +7,8 @@ import pytest
 from eval.__main__ import main
 from eval.store import write_json, write_jsonl
 from eval.submissions import WRITERS, write_submissions
-from eval.task import TASKS
+from eval.task import TASKS, load_task
+from tests.eval.tasks import judged
 from tests.eval.test_xlsx import cells
 
 
@@ -147,3 +148,51 @@ def test_the_verb_prints_the_paths_or_says_why_not(run_of, capsys):
 
 def test_every_form_belongs_to_a_task():
     assert set(WRITERS) <= set(TASKS)
+
+
+LAYOUTS = ("official", "hub")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hallusionbench_has_the_rows_that_were_asked_with_the_prediction(layout, run_of, tmp_path):
+    getattr(judged, f"hallusionbench_{layout}")(tmp_path)
+    ids = [sample.id for sample in load_task("hallusionbench", tmp_path).samples]
+    run = run_of("hallusionbench", {id: f" No, {id}.\n" for id in ids})
+    (path,) = write_submissions(run)
+    rows = json.loads(path.read_text())
+    assert [row["model_prediction"] for row in rows] == [f"No, {id}." for id in ids]
+    for row, asked in zip(rows, judged.HALLUSION, strict=True):
+        known = dict(zip((*judged.HALLUSION_NAMES, "question", "gt_answer"), asked, strict=True))
+        assert row.items() >= (known | {"gt_answer_details": "so it is"}).items()
+        assert "image" not in row
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mathvista_has_the_problems_by_pid_with_query_and_response(layout, run_of, tmp_path):
+    getattr(judged, f"mathvista_{layout}")(tmp_path)
+    (path,) = write_submissions(run_of("mathvista", {"1": "1.2 g", "2": " (A)", "3": ""}))
+    rows = json.loads(path.read_text())
+    assert {pid: row["response"] for pid, row in rows.items()} == {
+        "1": "1.2 g",
+        "2": "(A)",
+        "3": "",
+    }
+    for problem in judged.MATHVISTA:
+        row = rows[problem["pid"]]
+        assert row["query"] == f"Question {problem['pid']}"
+        names = ("pid", "question", "choices", "question_type", "answer_type", "answer", "metadata")
+        assert {name: row[name] for name in names} == {name: problem[name] for name in names}
+        assert "decoded_image" not in row
+    assert [repr(row["precision"]) for row in rows.values()] == ["1", "None", "None"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_answers_and_rows_that_do_not_join_are_refused(layout, run_of, tmp_path):
+    getattr(judged, f"hallusionbench_{layout}")(tmp_path)
+    getattr(judged, f"mathvista_{layout}")(tmp_path)
+    with pytest.raises(ValueError, match="lacks VD_x_9_9_9, which was answered"):
+        write_submissions(run_of("hallusionbench", {"VD_x_9_9_9": "Yes"}))
+    with pytest.raises(ValueError, match="pid 3 has no answer in the run"):
+        write_submissions(run_of("mathvista", {"1": "x", "2": "y"}))
+    with pytest.raises(ValueError, match="lacks 4, which was answered"):
+        write_submissions(run_of("mathvista", dict.fromkeys("1234", "x")))
