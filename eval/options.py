@@ -4,9 +4,8 @@ A loss is the mean over the option's tokens and the turn's end, in nats a token,
 the assistant's answer. ``Task.ranked`` says what of an option that is: its letter below the task's
 own prompt, or its text. A sample without options, as MMMU's open questions are, is asked in words.
 
-Two losses of one question differ by rounding with what else stands in the batch, in float32 by some
-1e-6. So that this decides nothing, ``eval.model`` asks a question again alone where the lowest two
-are closer than ``MARGIN``; between those it leaves apart no rounding reaches.
+A loss in float32 differs by some 1e-5 with what else stands in the batch. So that this decides
+nothing, ``eval.model`` runs one question at a time, its prompt once and all options behind it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 from eval.metrics.letters import offered
 from eval.task import Sample, Task
 
-MARGIN = 1e-3  # nats; far above what rounding does in float32
 DIGITS = 5  # losses that agree in so many are alike
 DECODING = ("num_beams", "sampling", "self_contrast")
 
@@ -64,12 +62,6 @@ def reply_of(sample: Sample, losses: Sequence[float]) -> dict[str, Any]:
         "tokens": 0,  # of an answer that the model would have had to write
         "finished": True,
     }
-
-
-def is_close(losses: Sequence[float]) -> bool:
-    """Whether rounding might decide between the lowest two."""
-    lowest = sorted(losses)[:2]
-    return lowest[-1] - lowest[0] < MARGIN if len(lowest) > 1 else False
 
 
 def _reads_letters(task: Task) -> bool:

@@ -6,7 +6,7 @@ llava15  LLaVA's convert_seed_for_submission.py: the answer is the letter and no
 lmms     lmms-eval's seedbench/utils.py: the first character in any case, so "banana" is B
 libmoe   as lmms
 
-The benchmark's own protocol asks for the option text of the lowest loss instead; it scores no text.
+The benchmark's own protocol takes the option of the lowest loss: ``eval.tasks.seed_bench_loss``.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ import pytest
 
 from eval.inference import describe, mark
 from eval.metrics import exact_match, mmmu
-from eval.options import MARGIN, as_asked, candidates, is_close, reply_of
+from eval.options import as_asked, candidates, reply_of
 from eval.plan import plan
 from eval.predict import TooLargeError, predict, unanswered
 from eval.ranks import Rank
@@ -83,13 +83,6 @@ def test_the_lowest_loss_is_the_answer_and_the_first_of_those_alike(losses, lett
     sample = Sample("s", "?", ("A",), (), tuple("xyz"[: len(losses)]))
     wanted = {"text": letter, "losses": losses, "tie": tie, "tokens": 0, "finished": True}
     assert reply_of(sample, losses) == wanted
-
-
-def test_only_the_lowest_two_decide_what_is_close():
-    assert is_close([1.0, 5.0, 1.0 + MARGIN / 2])
-    assert not is_close([1.0, 5.0, 5.0])
-    assert not is_close([1.0, 1.0 + 2 * MARGIN])
-    assert not is_close([1.0])
 
 
 def test_ranked_answers_are_scored_by_the_tasks_own_rule(letters, tmp_path, fake_model):
