@@ -194,7 +194,7 @@ def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None, rank
     notes: Record = {}
     for task in prepared.todo:
         assert model is not None
-        start = time.perf_counter()
+        start, before = time.perf_counter(), model.work()
         asked = predict(
             model,
             task,
@@ -204,7 +204,9 @@ def _ask(args: argparse.Namespace, prepared: Prepared, model: Model | None, rank
             batch_tokens=args.batch_tokens,
             rank=rank,
         )
-        notes[task.name] = {"asked": asked, "seconds": round(time.perf_counter() - start, 3)}
+        seconds = round(time.perf_counter() - start, 3)
+        work = {name: count - before[name] for name, count in model.work().items()}
+        notes[task.name] = {"asked": asked, "seconds": seconds} | work
     return notes
 
 

@@ -149,6 +149,8 @@ class LlavaCompete:
             return self._on_device({"input_ids": ids_BL, "attention_mask": mask_BL} | pictures)
         shown = [samples[parts.owners.index(owner)] for owner in range(len(parts.prefixes))]
         pictures = self.pictures.inputs(shown, shared=True)
+        # A prefix shows its pictures once for each of its questions.
+        self.pictures.shown += _images(samples) - _images(shown)
         owned = [[i for i, o in enumerate(parts.owners) if o == p] for p in range(len(shown))]
         with self._counting(owned, padded_left(parts.prefixes, pad)[1]):
             prefix = run_prefixes(self.model, parts, pictures.get("image_features"), pad)
@@ -189,6 +191,14 @@ class LlavaCompete:
         losses_A = self.model(**self._on_device(batch)).token_losses_A.float()
         counts = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
         return _row_means(losses_A, counts, samples)
+
+    def work(self) -> dict[str, int]:
+        """See ``eval.predict.Model``."""
+        return {
+            "pictures_shown": self.pictures.shown,
+            "pictures_seen": self.pictures.seen,
+            "tokens_saved": self.tokens_saved,
+        }
 
     def _counting(
         self, samples_of_row: Sequence[Sequence[int]], mask_BL: Tensor
@@ -297,6 +307,10 @@ def _row_means(losses_A: Tensor, counts: list[int], samples: Sequence[Sample]) -
 def _question(sample: Sample) -> dict[str, Any]:
     content = [{"type": "image"} for _ in sample.images]
     return {"role": "user", "content": [*content, {"type": "text", "text": sample.prompt}]}
+
+
+def _images(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.images) for sample in samples)
 
 
 def _reference(sample: Sample) -> dict[str, Any]:

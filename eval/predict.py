@@ -62,6 +62,9 @@ class Model(Protocol):
     def answer_losses(self, samples: Sequence[Sample]) -> list[float]:
         """Mean negative log-likelihood of the first reference, in nats a token, per sample."""
 
+    def work(self) -> dict[str, int]:
+        """So far: pictures shown with questions, those seen by the tower, prompt tokens saved."""
+
 
 def unanswered(task: Task, requests: Sequence[Request], run_dir: Path) -> list[Request]:
     """The requests whose reply is not in the run directory yet."""

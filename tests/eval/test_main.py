@@ -62,7 +62,11 @@ def test_a_run_leaves_its_files_and_prints_the_table(run, served, tmp_path, caps
     record = read(out / "run.json")
     assert record["status"] == "success"
     assert record["seconds"] >= 0
-    assert record["tasks"]["stamps_yesno"]["asked"] == 16
+    notes = record["tasks"]["stamps_yesno"]
+    assert notes["asked"] == 16
+    assert record["tasks"]["stamps_choice"]["pictures_shown"] == 8  # of this task alone
+    work = {"pictures_shown": 16, "pictures_seen": 8, "tokens_saved": 0}
+    assert notes == {"asked": 16, "seconds": notes["seconds"]} | work
     results = read(out / "results.json")
     assert all(task["complete"] for task in results["tasks"].values())
     lines = (out / "samples" / "stamps_short.jsonl").read_text().splitlines()

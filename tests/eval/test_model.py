@@ -185,6 +185,19 @@ def test_a_picture_is_seen_once_in_neighbouring_batches_and_to_the_same_bits(any
     assert pictures.seen == total + distinct < 2 * total
 
 
+def test_the_work_done_counts_pictures_by_question_though_a_prefix_shows_them_once(tiny, samples):
+    asked = adapter.LlavaCompete(*tiny)
+    assert set(asked.work().values()) == {0}
+    asked.answers(samples, 2)
+    images = [image for sample in samples for image in sample.images]
+    assert asked.work() == {
+        "pictures_shown": len(images),
+        "pictures_seen": len(set(images)),
+        "tokens_saved": asked.tokens_saved,
+    }
+    assert asked.tokens_saved > 0
+
+
 def test_what_is_kept_of_pictures_is_bounded_by_the_latest(tiny, samples):
     pictures = Pictures(*tiny, kept=2)
     one_each = list(
