@@ -118,7 +118,7 @@ def _scores(directory: Path) -> Iterator[Block]:
     yield Bullets(
         (
             f"checkpoint {arguments['checkpoint']} in {arguments['dtype']}",
-            f"fingerprint of the checkpoint: {results['fingerprint']}",
+            f"fingerprint of its files, dtype, routing and decoding: {results['fingerprint']}",
         )
     )
     facts = [fact for name, task in results["tasks"].items() for fact in _facts(name, task)]
