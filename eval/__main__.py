@@ -146,21 +146,11 @@ def _prepare(args: argparse.Namespace) -> Prepared:
         for task in tasks
     }
     if args.expert_load:
-        _check_expert_load(args, requests)
+        from eval.expert_load import check_countable
+
+        check_countable(args.checkpoint, inference, requests)
     todo = [task for task in tasks if unanswered(task, requests[task.name], args.out)]
     return Prepared(mark, changes, tasks, requests, todo)
-
-
-def _check_expert_load(args: argparse.Namespace, requests: dict[str, list[Request]]) -> None:
-    from eval.expert_load import check_countable
-
-    check_countable(args.checkpoint, _inference(args))
-    for name, asked in requests.items():
-        if not any(request.wants == "answer" for request in asked):
-            raise ValueError(
-                f"task {name} is answered by the losses of options, and expert_load counts what "
-                f"answers in words take; ask the task without it"
-            )
 
 
 def _inference(args: argparse.Namespace) -> Inference:

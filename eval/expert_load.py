@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from eval.inference import Inference
+from eval.plan import Request
 from eval.store import Record
 from llava_compete.checkpoint import read_config
 from llava_compete.model import LANGUAGE
@@ -33,8 +34,13 @@ TOKENS: LayerKey = ("tokens", 0)  # those of the language model, as if one exper
 Layers = Mapping[LayerKey, MoELayer]
 
 
-def check_countable(checkpoint: Path, inference: Inference) -> None:
-    """ValueError where the checkpoint has no experts, or where decoding is not of a row each."""
+def check_countable(
+    checkpoint: Path, inference: Inference, requests: Mapping[str, Sequence[Request]]
+) -> None:
+    """ValueError where nothing is to be counted, or what is run is not one row an answer.
+
+    ``requests`` are those of each task.
+    """
     if not read_config(checkpoint).moe_configs:
         raise ValueError(f"{checkpoint} has no experts whose tokens could be counted")
     if (inference.num_beams or 1) > 1:
@@ -47,6 +53,12 @@ def check_countable(checkpoint: Path, inference: Inference) -> None:
             "self_contrast and expert_load: the weak pass takes other experts than those that the "
             "router chooses; give one of them"
         )
+    for task, asked in requests.items():
+        if all(request.wants != "answer" for request in asked):
+            raise ValueError(
+                f"task {task} is answered by the losses of options, and expert_load counts what "
+                f"answers in words take; ask the task without it"
+            )
 
 
 class ExpertLoad:

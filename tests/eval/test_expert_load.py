@@ -236,6 +236,14 @@ def test_what_was_counted_is_part_of_what_was_asked(run, checkpoints, tmp_path, 
     )
 
 
+def test_a_run_in_parts_has_the_bytes_of_one_at_once(run, checkpoints, tmp_path):
+    run(checkpoints["moe"], "parts", "--expert_load", "--limit", "3", "--batch_size", "2")
+    run(checkpoints["moe"], "parts", "--expert_load", "--batch_size", "3")
+    run(checkpoints["moe"], "whole", "--expert_load")
+    parts, whole = ((tmp_path / name / "results.json").read_bytes() for name in ("parts", "whole"))
+    assert parts == whole
+
+
 def test_reports_show_loads_where_they_were_counted(run, checkpoints, tmp_path):
     run(checkpoints["moe"], "counted", "--expert_load", "--batch_size", "3")
     run(checkpoints["moe"], "plain")
