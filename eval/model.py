@@ -102,9 +102,10 @@ class LlavaCompete:
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
         with _telling_of_memory():
             if self._load is None:
-                return self._generate(samples, max_new_tokens)
+                return self._within_positions(samples, self._generate(samples, max_new_tokens))
             self._load.begin(len(samples))
             answers = self._generate(samples, max_new_tokens)
+            answers = self._within_positions(samples, answers)
             counts = zip(samples, self._load.counts(), strict=True)
             experts = [found | self.pictures.counts(sample) for sample, found in counts]
             return [a._replace(experts=e) for a, e in zip(answers, experts, strict=True)]
@@ -158,6 +159,14 @@ class LlavaCompete:
         ids_BL, mask_BL = padded_left(parts.rests, pad)
         batch = self._on_device({"input_ids": ids_BL, "attention_mask": mask_BL})
         return batch | {"prefix": prefix}
+
+    def _within_positions(self, samples: Sequence[Sample], answers: list[Answer]) -> list[Answer]:
+        """The answers, marked where they stand behind more tokens than have trained positions."""
+        positions = self.model.config.text_config.max_position_embeddings
+        return [
+            answer._replace(beyond=True) if length + answer.tokens > positions else answer
+            for length, answer in zip(self.lengths(samples), answers, strict=True)
+        ]
 
     def option_losses(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Of each of a sample's options as the answer, in order.

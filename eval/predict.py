@@ -25,13 +25,15 @@ class Answer(NamedTuple):
     """The model's own words, stripped of nothing but special tokens.
 
     ``finished`` is False where the answer was cut at the limit of new tokens. ``experts``, where
-    they are counted, as ``eval.expert_load`` counts them.
+    they are counted, as ``eval.expert_load`` counts them. ``beyond`` is True where prompt and
+    answer have more tokens than the language model was made for, else None.
     """
 
     text: str
     tokens: int
     finished: bool
     experts: Record | None = None
+    beyond: bool | None = None
 
     def reply(self) -> Record:
         """As it is stored: without counts where none were asked for."""

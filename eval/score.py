@@ -201,6 +201,8 @@ def _with_reply_flags(score: Score, reply: Record) -> Score:
         flags.append("truncated")
     if not reply["text"].strip():
         flags.append("empty")
+    if "beyond" in reply:
+        flags.append("beyond_positions")
     if reply.get("tie", False):  # only options have one
         flags.append("tie")
     return replace(score, flags=tuple(flags))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -196,6 +198,16 @@ def test_the_work_done_counts_pictures_by_question_though_a_prefix_shows_them_on
         "tokens_saved": asked.tokens_saved,
     }
     assert asked.tokens_saved > 0
+
+
+def test_an_answer_behind_more_tokens_than_positions_is_marked(tiny, samples):
+    positions = tiny[0].config.text_config.max_position_embeddings
+    long = replace(samples[0], id="long", prompt="word " * positions)
+    asked = adapter.LlavaCompete(*tiny)
+    together = asked.answers([samples[0], long, samples[-1]], 2)
+    assert [answer.beyond for answer in together] == [None, True, None]
+    assert asked.answers([long], 2) == together[1:2]
+    assert "beyond" not in together[0].reply()
 
 
 def test_what_is_kept_of_pictures_is_bounded_by_the_latest(tiny, samples):

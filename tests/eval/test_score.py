@@ -14,11 +14,11 @@ def task(data_root):
     return load_task("stamps_short", data_root)
 
 
-def replies_to(requests, text="square", finished=True):
+def replies_to(requests, text="square", finished=True, **more):
     return {
         r.key: {"loss": 1.5}
         if r.wants == "loss"
-        else {"text": text, "tokens": 2, "finished": finished}
+        else {"text": text, "tokens": 2, "finished": finished} | more
         for r in requests
     }
 
@@ -34,6 +34,8 @@ def test_cut_and_empty_answers_are_flagged(task):
     assert {row.scored.score.flags for row in cut} == {("truncated",)}
     empty = score_samples(task, requests, replies_to(requests, text=" "))
     assert {row.scored.score.flags for row in empty} == {("empty",)}
+    beyond = score_samples(task, requests, replies_to(requests, beyond=True))
+    assert {row.scored.score.flags for row in beyond} == {("beyond_positions",)}
 
 
 def test_the_loss_is_a_metric_of_its_group(task):
