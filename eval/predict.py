@@ -36,7 +36,7 @@ class Answer(NamedTuple):
     beyond: bool | None = None
 
     def reply(self) -> Record:
-        """As it is stored: without counts where none were asked for."""
+        """As it is stored: what is None is left out."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
