@@ -19,7 +19,7 @@ from benchmarks.measure import interleaved, machine, summary, table, write
 from llava_compete.cache_features import cache_features
 from llava_compete.checkpoint import Model, load
 from llava_compete.data import Collator, LlavaDataset
-from llava_compete.trainer import set_trainable
+from llava_compete.training.parts import set_trainable
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from eval.readers import read_jsonl
 from eval.rows import COLUMNS, Evaluated, read, rows, status
 from eval.store import Record
 from llava_compete.report.blocks import Card, Gallery
-from llava_compete.trainer import use_wandb_offline_without_account
+from llava_compete.training.wandb_account import use_wandb_offline_without_account
 
 PROJECT = "llava_compete"
 SAMPLES = (

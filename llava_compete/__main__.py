@@ -232,7 +232,8 @@ def count_verb(argv: Sequence[str]) -> None:
 
 def train_verb(argv: Sequence[str]) -> Callable[[], None]:
     """Train a checkpoint by a recipe; RECIPE --help lists all keys."""
-    from llava_compete.train import describe, prepare, run
+    from llava_compete.training.dry_run import describe
+    from llava_compete.training.prepare import prepare, run
 
     trainer, resume_from = prepare(argv)
     if trainer.args.dry_run:

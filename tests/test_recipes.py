@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llava_compete.config import DataArgs, ModelArgs, parse
-from llava_compete.trainer import COARSE_PARTS, FINE_PARTS, TrainArgs
+from llava_compete.training.args import TrainArgs
+from llava_compete.training.parts import COARSE_PARTS, FINE_PARTS
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "scripts" / "recipes").glob("*.yaml"))
@@ -15,7 +16,7 @@ RECIPES = sorted((REPOSITORY / "scripts" / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_understood_whole(recipe: Path) -> None:
     # On a machine without a GPU transformers refuses what only a GPU has; DeepSpeed's
-    # configuration is read by test_zero.py, in processes of its own.
+    # configuration is read by training/test_zero.py, in processes of its own.
     cpu = ["--use_cpu", "true", "--tf32", "false", "--deepspeed", ""]
     model, _, args = parse((ModelArgs, DataArgs, TrainArgs), [str(recipe), *cpu], prog="test")
     assert set(model.trainable) <= {*COARSE_PARTS, *FINE_PARTS}

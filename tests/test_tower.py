@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from llava_compete.cache_features import cache_features
 from llava_compete.checkpoint import load
 from llava_compete.tower import fingerprint, load_tower, open_features, read_key
-from llava_compete.trainer import set_trainable
+from llava_compete.training.parts import set_trainable
 from tests import tiny
 
 

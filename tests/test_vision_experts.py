@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from llava_compete import MoEConfig, MoELayer, load, save, upcycle_model
 from llava_compete.moe.upcycle import PARTS, slots, upcycle
-from llava_compete.trainer import count_trainable, set_trainable
+from llava_compete.training.parts import count_trainable, set_trainable
 from llava_compete.vision import ImageTower, describe_tower
 from tests import tiny
 from tests.moe.test_upcycle import logits

@@ -14,7 +14,7 @@ from llava_compete.config import DataArgs, ModelArgs, parse
 from llava_compete.data import Collator
 from llava_compete.moe import Experts, MoELayer
 from llava_compete.moe.routers.compete import affinity
-from llava_compete.trainer import TrainArgs
+from llava_compete.training.args import TrainArgs
 
 WIDTH, HIDDEN, CLUSTERS = 128, 256, 32
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from experiments.agreement.gates import held_out_agreement, linear_bound
 from experiments.agreement.tasks import of_model
 from llava_compete.data import LlavaDataset
-from llava_compete.train import prepare
+from llava_compete.training.prepare import prepare
 
 EVERY = 10  # optimizer steps between two measurements
 SEEN_ROWS = 48  # training rows whose tokens the bound is fitted on

@@ -19,8 +19,10 @@ from eval.store import Record
 from experiments.compare.settings import REFERENCE, Comparison
 from experiments.compare.swap import RouterSet, build, install, watch_token_ids
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
-from llava_compete.train import num_steps, prepare, wants_deepspeed
-from llava_compete.trainer import LlavaTrainer, build_schedule
+from llava_compete.training.callbacks import build_schedule
+from llava_compete.training.dry_run import num_steps
+from llava_compete.training.prepare import prepare, wants_deepspeed
+from llava_compete.training.trainer import LlavaTrainer
 
 SPAN = 1000  # steps of a made-up training, for routers that change with the step
 

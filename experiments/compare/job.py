@@ -27,7 +27,8 @@ from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import RoutingChange
 from llava_compete.routing.collect import part_figures
 from llava_compete.routing.watch import RoutingTally, watching
-from llava_compete.train import CHECKPOINT, RECIPE, prepare, run
+from llava_compete.training.output import CHECKPOINT, RECIPE
+from llava_compete.training.prepare import prepare, run
 
 REPOSITORY = Path(__file__).parents[2]
 TRAINED = "train_results.json"  # what a training writes last

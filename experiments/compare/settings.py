@@ -18,7 +18,8 @@ from llava_compete.model import LlavaCompeteForConditionalGeneration
 from llava_compete.moe import RoutingChange
 from llava_compete.moe.routers import ROUTERS
 from llava_compete.names import nearest
-from llava_compete.trainer import TrainArgs, build_schedule
+from llava_compete.training.args import TrainArgs
+from llava_compete.training.callbacks import build_schedule
 
 REFERENCE = "topk"  # the router that the others are held against
 # What a job says itself, and what would make routers differ in more than themselves.

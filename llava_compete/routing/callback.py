@@ -20,7 +20,8 @@ from llava_compete.routing.collect import part_figures, plain
 from llava_compete.routing.watch import RoutingTally, watching
 
 if TYPE_CHECKING:
-    from llava_compete.trainer import LlavaTrainer, TrainArgs
+    from llava_compete.training.args import TrainArgs
+    from llava_compete.training.trainer import LlavaTrainer
 
 SCALARS = (
     "entropy",

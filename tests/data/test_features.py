@@ -18,7 +18,7 @@ from llava_compete.data import ImageFolder, LlavaDataset
 from llava_compete.data import features as module
 from llava_compete.data.features import CACHE, PICTURES, FeatureCache, FeatureKey, shard_file
 from llava_compete.tower import read_key
-from llava_compete.train import prepare, run
+from llava_compete.training.prepare import prepare, run
 from llava_compete.vision import ImageTower
 from tests import tiny
 

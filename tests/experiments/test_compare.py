@@ -18,7 +18,7 @@ from eval.store import write_json
 from experiments.compare import command, job, settings, work
 from experiments.compare.settings import Comparison, Job
 from llava_compete import RoutingChange
-from llava_compete.trainer import LlavaTrainer
+from llava_compete.training.trainer import LlavaTrainer
 from tests import tiny
 
 SECONDS = ("train_seconds", "score_seconds")

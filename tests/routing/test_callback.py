@@ -10,7 +10,7 @@ import yaml
 from PIL.Image import Image
 
 from llava_compete.routing.callback import SCALARS, RoutingCallback
-from llava_compete.train import prepare
+from llava_compete.training.prepare import prepare
 from tests import tiny
 
 

@@ -15,7 +15,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
 
 

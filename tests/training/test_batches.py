@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import Trainer
 
 from llava_compete.data.batches import BATCHINGS, Batches
-from llava_compete.train import describe, num_steps, prepare, run
-from llava_compete.trainer import LlavaTrainer
+from llava_compete.training.dry_run import describe, num_steps
+from llava_compete.training.prepare import prepare, run
+from llava_compete.training.trainer import LlavaTrainer
 from tests import tiny
-from tests.test_zero import REPOSITORY, torchrun
+from tests.training.test_zero import REPOSITORY, torchrun
 
 ROWS = 13
 MAX_LENGTH = 250
@@ -226,7 +227,12 @@ def test_what_the_batches_would_not_heed_is_refused_before_anything_is_written(
 @pytest.mark.slow
 def test_two_ranks_draw_each_its_own_batches(recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer, _ = make_trainer(recipe, dry_run=True)
-    command = [*torchrun(), "tests.draw_batches", str(tmp_path), str(tmp_path / "recipe.yaml")]
+    command = [
+        *torchrun(),
+        "tests.training.draw_batches",
+        str(tmp_path),
+        str(tmp_path / "recipe.yaml"),
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):

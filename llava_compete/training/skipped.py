@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
-    from llava_compete.trainer import LlavaTrainer
+    from llava_compete.training.trainer import LlavaTrainer
 
 SKIPPED = "skipped.jsonl"  # in the output directory, one broken row a line
 STATE = "skipped_rows"  # its place in the trainer's state

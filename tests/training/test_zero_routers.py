@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from llava_compete import ROUTERS, save, upcycle_model
 from tests import tiny
-from tests.test_zero import REPOSITORY, torchrun
+from tests.training.test_zero import REPOSITORY, torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,16 @@ def trainings(recipes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("runs")
     for kind, flags in RUNS.items():
         launcher = [sys.executable, "-m"] if kind == "one_process" else torchrun()
-        run([*launcher, "tests.train_each", str(root / kind), *map(str, recipes), "--", *flags])
+        run(
+            [
+                *launcher,
+                "tests.training.train_each",
+                str(root / kind),
+                *map(str, recipes),
+                "--",
+                *flags,
+            ]
+        )
     return {kind: root / kind for kind in RUNS}
 
 

@@ -1,6 +1,6 @@
-"""The batches of each rank, ours and those of transformers' loader, for test_trainer_batches.py.
+"""The batches of each rank, ours and those of transformers' loader, for test_batches.py.
 
-    torchrun --nproc-per-node 2 -m tests.draw_batches OUTPUT RECIPE FLAG...
+    torchrun --nproc-per-node 2 -m tests.training.draw_batches OUTPUT RECIPE FLAG...
 
 Writes OUTPUT/rank-R.json: by batching, and of transformers, the input_ids of each batch of two
 epochs.
@@ -14,7 +14,7 @@ from typing import Any
 from transformers import Trainer
 
 from llava_compete.data.batches import BATCHINGS
-from llava_compete.train import prepare
+from llava_compete.training.prepare import prepare
 
 
 def ids(loader: Any) -> list[list[list[list[int]]]]:

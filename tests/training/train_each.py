@@ -1,6 +1,6 @@
 """Train by several recipes in one process, for test_zero_routers.py: importing takes longer.
 
-    torchrun --nproc-per-node 2 -m tests.train_each OUTPUT RECIPE... -- FLAG...
+    torchrun --nproc-per-node 2 -m tests.training.train_each OUTPUT RECIPE... -- FLAG...
 
 Each recipe's run goes to OUTPUT/name of the recipe's file; its flags come last.
 """

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_compete.skipped import SKIPPED
-from llava_compete.train import DATA, describe, prepare, run
+from llava_compete.training.dry_run import describe
+from llava_compete.training.output import DATA
+from llava_compete.training.prepare import prepare, run
+from llava_compete.training.skipped import SKIPPED
 from tests import tiny
-from tests.test_zero import torchrun
-from tests.test_zero import train as train_processes
+from tests.training.test_zero import torchrun
+from tests.training.test_zero import train as train_processes
 
 ROWS = 8
 BROKEN = 5  # three exchanges, as row 2 has, which is no longer

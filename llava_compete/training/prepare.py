@@ -6,9 +6,7 @@ torchrun --nproc-per-node 8 -m llava_compete train RECIPE
 """
 
 import json
-import math
 import os
-import re
 import socket
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,31 +17,20 @@ import deepspeed
 import torch
 import yaml
 from transformers import LlavaProcessor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import disable_progress_bar
 
-from llava_compete.checkpoint import load, read_config, refuse_non_empty
+from llava_compete.checkpoint import load
 from llava_compete.config import DataArgs, ModelArgs, parse, read_recipe, resolved
-from llava_compete.data import IGNORED, Collator, LlavaDataset, counts_table, data_record
+from llava_compete.data import Collator, LlavaDataset, counts_table, data_record
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import RoutingChange
 from llava_compete.packed_attention import PACKED_SDPA
-from llava_compete.processor import IMAGE_TOKEN
-from llava_compete.skipped import SKIPPED
 from llava_compete.tower import open_features
-from llava_compete.trainer import (
-    LlavaTrainer,
-    TrainArgs,
-    build_schedule,
-    check_parts,
-    count_trainable,
-    set_trainable,
-)
-
-RECIPE = "recipe.yaml"  # the resolved recipe, next to the checkpoint
-DATA = "data.json"  # what was trained on, by source
-OWN_FILES = (RECIPE, DATA, SKIPPED)
-CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+from llava_compete.training.args import TrainArgs
+from llava_compete.training.callbacks import build_schedule
+from llava_compete.training.output import DATA, RECIPE, find_resume, refuse_results
+from llava_compete.training.parts import check_parts, set_trainable
+from llava_compete.training.trainer import LlavaTrainer
 
 
 def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
@@ -179,103 +166,4 @@ def _be_a_world_of_one() -> None:
         port = listener.getsockname()[1]
     os.environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-
-
-def refuse_results(output_dir: Path, *, keep_own: bool) -> None:
-    """ValueError where the directory holds something that this run did not leave.
-
-    With ``keep_own``, OWN_FILES and torn checkpoints of an earlier start are no reason.
-    """
-    names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-    own = {name for name in names if name in OWN_FILES or CHECKPOINT.fullmatch(name)}
-    if not (keep_own and names == own):
-        refuse_non_empty(output_dir)
-
-
-def find_resume(resume: str, output_dir: Path) -> str | None:
-    """Where to go on from: None, or a complete checkpoint directory."""
-    if resume == "never":
-        return None
-    if resume != "auto":
-        if not _complete(Path(resume)):
-            raise ValueError(f"resume={resume} is not a complete checkpoint of the trainer")
-        return resume
-    found = [
-        (int(match[1]), path)
-        for path in (output_dir.iterdir() if output_dir.is_dir() else ())
-        if (match := CHECKPOINT.fullmatch(path.name)) and _complete(path)
-    ]
-    return str(max(found)[1]) if found else None
-
-
-def _complete(path: Path) -> bool:
-    """trainer_state.json is what the trainer writes last."""
-    if not (path / "trainer_state.json").is_file():
-        return False
-    try:
-        read_config(path)
-    except ValueError:  # a rotation that was killed may leave a checkpoint without weights
-        return False
-    return True
-
-
-def describe(trainer: LlavaTrainer) -> str:
-    """What a dry run shows: one sample, one batch, the parameters and the schedule."""
-    processor, dataset, args = trainer.processing_class, trainer.train_dataset, trainer.args
-    sample = dataset[0]
-    loader = trainer.get_train_dataloader()
-    batch = next(iter(loader))
-    lines = [
-        f"{len(dataset)} rows; sample {dataset.row(0).get('id')}, answer tokens in [[ ]]:",
-        _marked(processor, sample["input_ids"], sample["labels"]),
-        "",
-        f"{args.batching}: {len(loader)} batches an epoch and process; the first:",
-        *(
-            f"  {name:15} {tuple(value.shape)} {value.dtype}"
-            for name, value in batch.items()
-            if isinstance(value, torch.Tensor)
-        ),
-        f"  {int((batch['labels'] != IGNORED).sum())} answer tokens, "
-        f"{int(batch['attention_mask'].sum())} of {batch['input_ids'].numel()} positions filled",
-        "",
-        f"{'part':32} {'trainable':>14} {'all':>14}",
-        *(f"{part:32} {t:14,} {n:14,}" for part, (t, n) in count_trainable(trainer.model).items()),
-    ]
-    parts = trainer.model.moe_layers()
-    if trainer.model.competitors():
-        steps = num_steps(trainer)
-        schedule = build_schedule(trainer.model, args, steps)
-        competing = [sum(schedule.competing(step)) for step in range(steps)]
-        layers = ", ".join(f"{len(found)} in {part}" for part, found in parts.items())
-        lines += [
-            "",
-            f"MoE layers: {layers}; {steps} steps, the first {schedule.warmup_steps} without "
-            f"competition, {sum(count > 0 for count in competing)} with competing layers "
-            f"(at most {max(competing)} at once)",
-        ]
-    return "\n".join(lines)
-
-
-def num_steps(trainer: LlavaTrainer) -> int:
-    """Optimizer steps of the training."""
-    if trainer.args.max_steps > 0:
-        return trainer.args.max_steps
-    batches = len(trainer.get_train_dataloader())
-    per_epoch = math.ceil(batches / trainer.args.gradient_accumulation_steps)
-    return math.ceil(per_epoch * trainer.args.num_train_epochs)
-
-
-def _marked(processor: LlavaProcessor, ids_L: torch.Tensor, labels_L: torch.Tensor) -> str:
-    pieces: list[str] = []
-    answering = False
-    for token, label in zip(ids_L.tolist(), labels_L.tolist(), strict=True):
-        if (label != IGNORED) != answering:
-            pieces.append("]]" if answering else "[[")
-            answering = not answering
-        pieces.append(processor.tokenizer.decode([token]))
-    pieces.append("]]" if answering else "")
-    image_run = re.compile(f"(?:{re.escape(IMAGE_TOKEN)})+")
-    return image_run.sub(
-        lambda match: f"{IMAGE_TOKEN} x {len(match[0]) // len(IMAGE_TOKEN)}", "".join(pieces)
     )

@@ -6,7 +6,7 @@ import pytest
 
 from llava_compete.cache_features import cache_features
 from tests import tiny
-from tests.test_zero import REPOSITORY, torchrun, train
+from tests.training.test_zero import REPOSITORY, torchrun, train
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,12 @@ import torch
 import yaml
 
 from llava_compete import load
-from llava_compete.train import describe, find_resume, prepare, run
-from llava_compete.trainer import (
-    build_schedule,
-    count_trainable,
-    set_trainable,
-    use_wandb_offline_without_account,
-)
+from llava_compete.training.callbacks import build_schedule
+from llava_compete.training.dry_run import describe
+from llava_compete.training.output import find_resume
+from llava_compete.training.parts import count_trainable, set_trainable
+from llava_compete.training.prepare import prepare, run
+from llava_compete.training.wandb_account import use_wandb_offline_without_account
 from tests import tiny
 
 

@@ -1,0 +1,67 @@
+"""What a recipe says about the training itself."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from llava_compete.training.loader import check_order
+
+
+@dataclass
+class TrainArgs(TrainingArguments):
+    """transformers' TrainingArguments and what a mixture of experts adds."""
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "part_learning_rates",
+    ]
+
+    remove_unused_columns: bool = False
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        # Re-entrant checkpointing would leave the routers without gradient.
+        default_factory=lambda: {"use_reentrant": False}
+    )
+    part_learning_rates: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate by part where it is not learning_rate: vision, "
+            "projector, language_model, experts, routers."
+        },
+    )
+    competition_rate: float = field(
+        default=0.07, metadata={"help": "Share of steps in which an MoE layer competes."}
+    )
+    competition_max_layers: int = field(
+        default=3, metadata={"help": "Most layers that compete in one step."}
+    )
+    competition_warmup: float = field(
+        default=0.05,
+        metadata={"help": "Steps before the first competition; below 1, a share of all steps."},
+    )
+    batching: str = field(
+        default="shuffled",
+        metadata={
+            "help": "shuffled; length_grouped: rows of near length together; packed: several rows "
+            "to a sequence of at most max_length tokens, per_device_train_batch_size counts "
+            "sequences."
+        },
+    )
+    routing_steps: int = field(
+        default=0,
+        metadata={"help": "Every so many steps log the routing figures of that step; 0: never."},
+    )
+    resume: str = field(
+        default="never",
+        metadata={
+            "help": "never; auto: from the newest complete checkpoint of output_dir, from "
+            "the start where there is none; or a checkpoint's path."
+        },
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Show one sample, batch shapes and parameters, and stop."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, self.batching)

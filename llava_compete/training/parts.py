@@ -1,0 +1,47 @@
+"""The parts of a model that a recipe trains, each at a learning rate of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
+from llava_compete.names import nearest
+
+COARSE_PARTS = ("vision", "projector", "language_model")
+FINE_PARTS = {"experts": ".experts.", "routers": ".router."}
+
+
+def part_names(parameter: str) -> tuple[str, ...]:
+    """The parts a parameter belongs to, the narrowest first."""
+    fine = tuple(part for part, mark in FINE_PARTS.items() if mark in parameter)
+    # A projector of experts has them directly below it: projector.experts.up_proj.
+    return (*fine, parameter.split(".", 1)[0])
+
+
+def check_parts(parts: Mapping[str, Any] | list[str], key: str, model: Model) -> None:
+    """ValueError for a part that does not exist, or experts asked of a dense model."""
+    known = (*COARSE_PARTS, *FINE_PARTS)
+    for part in parts:
+        if part not in known:
+            raise ValueError(f"{key}: unknown part {part!r}{nearest(part, known)}")
+        if part in FINE_PARTS and not model.moe_layers():
+            raise ValueError(
+                f"{key}: {part!r} of a dense checkpoint; `llava-compete upcycle` makes experts"
+            )
+
+
+def set_trainable(model: Model, parts: list[str]) -> None:
+    """Train the parameters of these parts and no others."""
+    check_parts(parts, "trainable", model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in parts for part in part_names(name)))
+
+
+def count_trainable(model: Model) -> dict[str, tuple[int, int]]:
+    """(trainable, all) parameters of each part, experts and routers apart."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, parameter in model.named_parameters():
+        part = "/".join(reversed(part_names(name)))
+        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 holds shards
+        trained, total = counts.get(part, (0, 0))
+        counts[part] = (trained + size * parameter.requires_grad, total + size)
+    return counts
