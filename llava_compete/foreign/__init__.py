@@ -1,0 +1,1 @@
+"""Checkpoints in other projects' layouts: read into ours, and written from it."""
