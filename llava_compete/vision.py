@@ -38,7 +38,7 @@ class VisionConfig:
 
     name: str  # open_clip model name, or timm/NAME
     layer: int | Literal["final"]  # block whose output is the feature; "final": the trunk's own
-    tower: dict[str, Any]  # open_clip's vision_cfg
+    tower: dict[str, Any]  # open_clip's vision_cfg; with timm_kwargs, timm's create_model
     embed_dim: int
     quick_gelu: bool
     image_size: int  # pixels, square
@@ -123,9 +123,13 @@ def _full_name(cls: type) -> str:
 
 
 def _build_trunk(config: VisionConfig) -> nn.Module:
-    trunk: Any = _build_vision_tower(config.embed_dim, dict(config.tower), config.quick_gelu)
-    if "timm_model_name" in config.tower:
-        trunk = trunk.trunk  # open_clip's wrapper adds only pooling and projection
+    trunk: Any
+    if "timm_kwargs" in config.tower:  # which open_clip's vision_cfg cannot say
+        trunk = timm.create_model(config.tower["timm_model_name"], **config.tower["timm_kwargs"])
+    else:
+        trunk = _build_vision_tower(config.embed_dim, dict(config.tower), config.quick_gelu)
+        if "timm_model_name" in config.tower:
+            trunk = trunk.trunk  # open_clip's wrapper adds only pooling and projection
     final = config.layer == "final"
     if final and not isinstance(trunk, open_clip.transformer.VisionTransformer):
         trunk.reset_classifier(0, "")

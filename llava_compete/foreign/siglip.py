@@ -1,0 +1,115 @@
+"""SigLIP towers of transformers as towers of timm: their shape, and the names of their weights.
+
+timm's SigLIP models compute the exact GELU, transformers' ``gelu_pytorch_tanh`` its approximation
+by tanh, with which SigLIP was trained. The tower made here has the one that the source names.
+"""
+
+from typing import Any, Literal
+
+from transformers import SiglipVisionConfig
+
+from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule
+from llava_compete.vision import VisionConfig
+
+# Any SigLIP model of timm; every number of its shape is overridden.
+TIMM_NAME = "vit_base_patch16_siglip_224"
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}  # transformers' name: timm's
+MEAN = STD = (0.5, 0.5, 0.5)  # of pixels in 0..1
+
+
+def siglip_vision(
+    name: str,
+    config: SiglipVisionConfig,
+    layer: int | Literal["final"],
+    *,
+    scales: tuple[int, ...] = (1,),
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+) -> VisionConfig:
+    """Our description of a SigLIP tower; ``layer`` as in VisionConfig, negative ones from the end.
+
+    ValueError for an activation or a norm that timm's tower does not have.
+    """
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(
+            f"image tower {name}: hidden_act={config.hidden_act!r} is not one of "
+            f"{sorted(ACTIVATIONS)}"
+        )
+    if config.layer_norm_eps != 1e-6:
+        raise ValueError(
+            f"image tower {name}: layer_norm_eps={config.layer_norm_eps} must be 1e-06, timm's"
+        )
+    size, patch = config.image_size, config.patch_size
+    kwargs: dict[str, Any] = {
+        "img_size": size,
+        "patch_size": patch,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        # timm rounds the product down.
+        "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
+        "act_layer": ACTIVATIONS[config.hidden_act],
+        "num_classes": 0,
+        "global_pool": "",
+    }
+    return VisionConfig(
+        name=name,
+        layer=layer,
+        tower={"timm_model_name": TIMM_NAME, "image_size": size, "timm_kwargs": kwargs},
+        embed_dim=0,
+        quick_gelu=False,
+        image_size=size,
+        mean=mean,
+        std=std,
+        width=config.hidden_size * len(scales),
+        num_patches=(size // patch) ** 2,
+        scales=scales,
+    )
+
+
+def siglip_rules(
+    prefix: str, config: SiglipVisionConfig, layer: int | Literal["final"]
+) -> list[AnyRule]:
+    """Weights of a transformers SigLIP tower below ``prefix``, a pattern, to ours.
+
+    Blocks behind ``layer`` and the pooling head reach no feature and are dropped, as is the norm
+    where the feature is a block's.
+    """
+    to = r"vision.trunk.blocks.\1"
+    block = rf"{prefix}encoder\.layers\.(\d+)\."
+    depth = config.num_hidden_layers
+    used = depth if layer == "final" else range(depth)[layer] + 1
+    behind = "|".join(str(index) for index in range(used, depth))
+    rules: list[AnyRule] = [
+        Drop(rf"{prefix}head\..*", "the pooling head: patches are the feature"),
+        Drop(r".*\.position_ids", "a constant"),
+    ]
+    if behind:
+        why = f"a block behind the one whose output is the feature ({used - 1})"
+        rules.append(Drop(rf"{prefix}encoder\.layers\.(?:{behind})\..*", why))
+    norm = rf"{prefix}post_layernorm\.(weight|bias)"
+    if layer == "final":
+        rules.append(Rule(norm, r"vision.trunk.norm.\1"))
+    else:
+        rules.append(Drop(norm, "the final norm: the feature is a block's output"))
+    return [
+        *rules,
+        Rule(
+            rf"{prefix}embeddings\.patch_embedding\.(weight|bias)",
+            r"vision.trunk.patch_embed.proj.\1",
+        ),
+        Rule(
+            rf"{prefix}embeddings\.position_embedding\.weight",
+            "vision.trunk.pos_embed",
+            lambda weight_PV: weight_PV[None],
+        ),
+        Rule(rf"{block}layer_norm([12])\.(weight|bias)", rf"{to}.norm\2.\3"),
+        Join(
+            rf"{block}self_attn\.(?P<part>[qkv])_proj\.(weight|bias)",
+            rf"{to}.attn.qkv.\3",
+            order=("q", "k", "v"),
+        ),
+        Rule(rf"{block}self_attn\.out_proj\.(weight|bias)", rf"{to}.attn.proj.\2"),
+        Rule(rf"{block}mlp\.(fc[12])\.(weight|bias)", rf"{to}.mlp.\2.\3"),
+    ]
