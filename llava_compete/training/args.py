@@ -58,6 +58,14 @@ class TrainArgs(TrainingArguments):
             "the start where there is none; or a checkpoint's path."
         },
     )
+    step_timeout: float = field(
+        default=1200.0,
+        metadata={
+            "help": "Seconds without a step, log or save after which every rank writes where it "
+            "stands to hang-rank-N.txt and the run ends by code 76; 0: never. Below ddp_timeout, "
+            "or the communication library is first."
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Show one sample, batch shapes and parameters, and stop."}
     )

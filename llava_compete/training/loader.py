@@ -13,6 +13,7 @@ from transformers.trainer_utils import seed_worker
 from llava_compete.data import LlavaDataset
 from llava_compete.data.batches import BATCHINGS, Batches
 from llava_compete.names import nearest
+from llava_compete.training.preemption import outlive_one_signal
 
 
 def check_order(args: TrainingArguments, batching: str) -> None:
@@ -76,7 +77,7 @@ def make_loader(
         multiprocessing_context=args.dataloader_multiprocessing_context,
         prefetch_factor=args.dataloader_prefetch_factor,
         in_order=args.dataloader_in_order,
-        worker_init_fn=partial(seed_worker, num_workers=workers, rank=args.process_index),
+        worker_init_fn=partial(_start_worker, num_workers=workers, rank=args.process_index),
     )
     # The batches are this rank's already; as one of several, accelerate would deal them again.
     return prepare_data_loader(
@@ -87,3 +88,8 @@ def make_loader(
         put_on_device=accelerator.device_placement,
         non_blocking=accelerator.non_blocking,
     )
+
+
+def _start_worker(worker: int, num_workers: int, rank: int) -> None:
+    seed_worker(worker, num_workers, rank)
+    outlive_one_signal()

@@ -11,6 +11,7 @@ from llava_compete.training.skipped import SKIPPED
 RECIPE = "recipe.yaml"  # the resolved recipe, next to the checkpoint
 DATA = "data.json"  # what was trained on, by source
 OWN_FILES = (RECIPE, DATA, SKIPPED)
+HANG = re.compile(r"hang-rank-\d+\.txt")  # the watchdog's
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
@@ -20,7 +21,11 @@ def refuse_results(output_dir: Path, *, keep_own: bool) -> None:
     With ``keep_own``, OWN_FILES and torn checkpoints of an earlier start are no reason.
     """
     names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-    own = {name for name in names if name in OWN_FILES or CHECKPOINT.fullmatch(name)}
+    own = {
+        name
+        for name in names
+        if name in OWN_FILES or CHECKPOINT.fullmatch(name) or HANG.fullmatch(name)
+    }
     if not (keep_own and names == own):
         refuse_non_empty(output_dir)
 

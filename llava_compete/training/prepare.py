@@ -31,6 +31,7 @@ from llava_compete.training.callbacks import build_schedule
 from llava_compete.training.output import DATA, RECIPE, find_resume, refuse_results
 from llava_compete.training.parts import check_parts, set_trainable
 from llava_compete.training.trainer import LlavaTrainer
+from llava_compete.training.watchdog import Watchdog
 
 
 def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
@@ -140,7 +141,9 @@ def check_data(dataset: LlavaDataset, args: DataArgs) -> dict[str, Any]:
 
 def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
     """Train, save the model with its processor, and leave trainer_state and train_results."""
-    result = trainer.train(resume_from_checkpoint=resume_from)
+    with trainer.preemption, Watchdog(trainer, trainer.args.step_timeout):
+        result = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.preemption.leave()
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)

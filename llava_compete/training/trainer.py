@@ -20,6 +20,7 @@ from llava_compete.training.callbacks import (
 )
 from llava_compete.training.loader import make_loader
 from llava_compete.training.parts import check_parts, part_names
+from llava_compete.training.preemption import Preemption
 from llava_compete.training.skipped import SkippedRows
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
 
@@ -41,6 +42,8 @@ class LlavaTrainer(Trainer):
             use_wandb_offline_without_account()
         super().__init__(model=model, args=args, **kwargs)
         self._seen: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self.preemption = Preemption(args)
+        self.add_callback(self.preemption)  # before those that look at what a step's end asks for
         self._timer = StepTimer()
         self.add_callback(self._timer)
         if not args.disable_tqdm:
