@@ -83,6 +83,8 @@ class LlavaCompeteOutput(ModelOutput):
     token_losses_A: Tensor | None = None  # cross-entropy of each answer token, rows in order
     losses: dict[str, Tensor] | None = None
     metrics: dict[str, Tensor] | None = None
+    # What each loss of this forward came to; a value that is not finite is a fault.
+    terms: dict[str, Tensor] | None = None
 
 
 class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -277,7 +279,8 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_AV = self.get_output_embeddings()(hidden_AD).float()
         losses_A = F.cross_entropy(logits_AV, labels[:, 1:][answered_BL], reduction="none")
         answers = answered_BL.sum()
-        total = answers.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        total = answers if num_items_in_batch is None else num_items_in_batch
+        total = torch.as_tensor(total, device=answers.device).clamp(min=1)  # no answer: loss 0
         routers = take_losses(self.moe_layers(), self.config.moe_configs)
         # The share scales the router losses as the division by `total` scales the language loss;
         # unscaled they would count once per accumulated micro-batch.
@@ -287,6 +290,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             token_losses_A=losses_A.detach(),
             losses={"language": losses_A.detach().mean(), **routers.losses},
             metrics=routers.metrics,
+            terms={"language": losses_A.detach().sum(), **routers.terms},
         )
 
     def check_causal(self) -> None:

@@ -19,6 +19,7 @@ class RouterLosses(NamedTuple):
     total: Tensor | float  # the weighted sum to minimise
     losses: dict[str, Tensor]  # unweighted means over the layers that have the loss
     metrics: dict[str, Tensor]
+    terms: dict[str, Tensor]  # as losses, never NaN for want of a token
 
 
 def take_losses(
@@ -28,6 +29,7 @@ def take_losses(
     total: Tensor | float = 0.0
     losses: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}
     for part, layers in parts.items():
         if layers[0].routing is None:
             continue  # the projector, in an evaluation of text alone
@@ -35,6 +37,7 @@ def take_losses(
         counted = torch.stack([_counted(layer) for layer in layers]).any()
         for name, value in _layer_means(layer.last_routing.losses for layer in layers):
             total = total + configs[part].loss_weights[name] * value
+            terms[f"{part}/{name}"] = value.detach()
             losses[f"{part}/{name}"] = _or_nan(value.detach(), counted)
         for name, value in _layer_means(layer.last_routing.metrics for layer in layers):
             metrics[f"{part}/{name}"] = _or_nan(value, counted)
@@ -48,7 +51,7 @@ def take_losses(
         for layer in layers:
             layer.routing = None
             layer.recording = False
-    return RouterLosses(total, losses, metrics)
+    return RouterLosses(total, losses, metrics, terms)
 
 
 def _check_graph(part: str, layers: Sequence[MoELayer]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 
 from llava_compete.training.loader import check_order
+from llava_compete.training.policy import check_policy
 
 
 @dataclass
@@ -51,6 +52,23 @@ class TrainArgs(TrainingArguments):
         default=0,
         metadata={"help": "Every so many steps log the routing figures of that step; 0: never."},
     )
+    non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "A step whose loss or gradient is not finite is left out and written to "
+            "non_finite.json; then stop: the run ends; skip: it goes on."
+        },
+    )
+    max_non_finite_share: float = field(
+        default=0.01,
+        metadata={"help": "With non_finite=skip, most steps left out, in hundreds of steps."},
+    )
+    logging_nan_inf_filter: bool = field(
+        # The device is waited for in every micro-batch, to show the mean of earlier losses as
+        # this one's.
+        default=False,
+        metadata={"help": "Log the mean of earlier losses in place of one that is not finite."},
+    )
     resume: str = field(
         default="never",
         metadata={
@@ -73,3 +91,4 @@ class TrainArgs(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self, self.batching)
+        check_policy(self.non_finite, self.max_non_finite_share, fp16=self.fp16)

@@ -7,7 +7,9 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import CompetitionSchedule
+from llava_compete.moe.routers import Router
 from llava_compete.training.args import TrainArgs
+from llava_compete.training.finite import FiniteGuard
 
 
 def build_schedule(model: Model, args: TrainArgs, max_steps: int) -> CompetitionSchedule:
@@ -46,7 +48,8 @@ class CompetitionCallback(TrainerCallback):
 class RouterStateCallback(TrainerCallback):
     """Tells every router where an optimizer step begins and ends, for state that moves by step."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, guard: FiniteGuard) -> None:
+        self.guard = guard
         self.routers = [layer.router for part in model.moe_layers().values() for layer in part]
 
     def on_step_begin(
@@ -56,8 +59,10 @@ class RouterStateCallback(TrainerCallback):
             router.begin_step(state.global_step, state.max_steps)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        for router in self.routers:
-            router.end_step()
+        moved = [router for router in self.routers if type(router).end_step is not Router.end_step]
+        with self.guard.unless_bad(moved):
+            for router in moved:
+                router.end_step()
 
 
 class StepTimer(TrainerCallback):

@@ -18,9 +18,11 @@ from llava_compete.training.callbacks import (
     RouterStateCallback,
     StepTimer,
 )
+from llava_compete.training.finite import FiniteGuard
 from llava_compete.training.loader import make_loader
 from llava_compete.training.parts import check_parts, part_names
 from llava_compete.training.preemption import Preemption
+from llava_compete.training.saving import FINAL, PARTIAL, CheckpointWriter
 from llava_compete.training.skipped import SkippedRows
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
 
@@ -36,12 +38,16 @@ class LlavaTrainer(Trainer):
         model: Model,
         args: TrainArgs,
         max_skipped_share: float | None = None,  # of rows; None: the dataset skips none
+        recipe: Mapping[str, Any] | None = None,  # for the manifests of checkpoints
+        settings: Mapping[str, Any] | None = None,  # likewise: what a resume must not change
         **kwargs: Any,
     ) -> None:
         if "wandb" in args.report_to:
             use_wandb_offline_without_account()
         super().__init__(model=model, args=args, **kwargs)
+        self.writer = CheckpointWriter(args, recipe or {}, settings or {})
         self._seen: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self._finite = FiniteGuard(self)
         self.preemption = Preemption(args)
         self.add_callback(self.preemption)  # before those that look at what a step's end asks for
         self._timer = StepTimer()
@@ -52,7 +58,7 @@ class LlavaTrainer(Trainer):
         if model.competitors():
             self.add_callback(CompetitionCallback(model))
         if model.moe_layers():
-            self.add_callback(RouterStateCallback(model))
+            self.add_callback(RouterStateCallback(model, self._finite))
         self._skipped: SkippedRows | None = None
         if max_skipped_share is not None:
             self._skipped = SkippedRows(self, max_skipped_share)
@@ -61,6 +67,7 @@ class LlavaTrainer(Trainer):
             from llava_compete.routing.callback import RoutingCallback  # brings matplotlib
 
             self.add_callback(RoutingCallback(self))
+        self.add_callback(self._finite)  # the last: by then the others have asked to save or stop
 
     def get_train_dataloader(self) -> DataLoader:
         """The rows as ``batching`` says, with the loader options of TrainingArguments."""
@@ -117,11 +124,19 @@ class LlavaTrainer(Trainer):
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
+        if self.model.training:
+            given = {**inputs, "num_items_in_batch": num_items_in_batch}
+            loss = self._finite.watch(given, loss, outputs.terms)
         # Tensors, not numbers: .item() here would wait for the device in every micro-batch.
         self.note({**outputs.losses, **outputs.metrics})
         mask_BL = inputs["attention_mask"]
         self.note({"data/filled": mask_BL.float().mean()}, weight=mask_BL.numel())
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._finite.see_norm(norm)
+        return norm
 
     def note(self, values: Mapping[str, Tensor], weight: int = 1) -> None:
         """Scalars for the next log: their weighted mean over ranks, with the same names on each."""
@@ -129,9 +144,22 @@ class LlavaTrainer(Trainer):
             self._seen[name].append((value.to(self.args.device), weight))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        """The model with its processor, whole or not at all."""
+        final = Path(output_dir or self.args.output_dir)
+        folder = final if _internal_call else self.writer.output_dir / PARTIAL / FINAL
+        super().save_model(str(folder), _internal_call)
         if self.args.should_save:  # recipe.yaml says it better than a pickle does
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        if not _internal_call:
+            self.writer.finish(final)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers puts a checkpoint."""
+        return str(self.writer.folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        write = super()._save_checkpoint
+        self.writer.save(self.state.global_step, lambda folder: write(model, trial))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every named loss over micro-batches, ranks and steps since last time.
@@ -149,13 +177,15 @@ class LlavaTrainer(Trainer):
         if self._timer.seconds:
             logs["step_seconds"] = sum(self._timer.seconds) / len(self._timer.seconds)
             self._timer.seconds.clear()
+        self._finite.correct(logs)
         if self._skipped is not None:
             logs["data/skipped"] = self._skipped.total.skipped
         super().log(logs, start_time)
 
 
 def _sum_and_weight(noted: list[tuple[Tensor, int]]) -> Tensor:
-    """Weighted sum and weight of those that are not NaN: a part without a token says NaN."""
+    """Weighted sum and weight of the finite ones: a part without a token says NaN."""
     values = torch.stack([value.float() for value, _ in noted])
     weights = torch.tensor([float(weight) for _, weight in noted], device=values.device)
-    return torch.stack([(values * weights).nansum(), (weights * ~values.isnan()).sum()])
+    finite = values.isfinite()
+    return torch.stack([(values.where(finite, 0.0) * weights).sum(), (weights * finite).sum()])
