@@ -241,6 +241,29 @@ def train_verb(argv: Sequence[str]) -> Callable[[], None]:
     return lambda: run(trainer, resume_from)
 
 
+def export_verb(argv: Sequence[str]) -> None:
+    """Training checkpoint, ZeRO-3 shards too -> plain checkpoint directory, without a launcher."""
+    parser = argparse.ArgumentParser(
+        prog="llava-compete export",
+        description=export_verb.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="checkpoint-N of a training, or its output directory")
+    add("output", type=Path, help="directory to make")
+    add("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of the parameters")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    from llava_compete.checkpoint import refuse_non_empty
+    from llava_compete.training.export import export
+
+    refuse_non_empty(args.output)
+    parameters = export(args.checkpoint, args.output, dtype=getattr(torch, args.dtype))
+    print(f"{args.output}: {parameters.total:,} parameters in {args.dtype}")
+
+
 def routing_verb(argv: Sequence[str]) -> None:
     """What the routers of a checkpoint do with rows of a LLaVA file: routing.json, routing.html."""
     parser = argparse.ArgumentParser(
@@ -306,6 +329,7 @@ VERBS = {
     "upcycle": upcycle_verb,
     "count": count_verb,
     "train": train_verb,
+    "export": export_verb,
     "routing": routing_verb,
     "cache-features": cache_features_verb,
 }
