@@ -29,6 +29,8 @@ class ChatFormat(NamedTuple):
     user: tuple[str, str]  # before, after
     assistant: tuple[str, str, str]  # before, end (the model's own last token), after
     system: tuple[str, str]
+    opening: str = ""  # of a conversation that has no system message
+    lead: str = ""  # what every answer begins with
 
 
 CHAT_FORMATS = {
@@ -51,13 +53,24 @@ CHAT_FORMATS = {
         assistant=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", ""),
         system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
     ),
-    # LLaVA-1.5's, for language models that bring no markers of their own (arXiv:2310.03744)
+    # For language models that bring no markers of their own, after LLaVA-1.5's.
     "plain": ChatFormat(
         tokens=(),
         user=("USER: ", "\n"),
         # A line break, not a space: a space would merge into the answer's first token.
         assistant=("ASSISTANT:\n", "", ""),
         system=("", "\n"),
+    ),
+    # Vicuna's, in which LLaVA-1.5 was trained (arXiv:2310.03744): by name only. The space is the
+    # answer's, so that it may merge into its first token.
+    "vicuna": ChatFormat(
+        tokens=(),
+        user=("USER: ", " "),
+        assistant=("ASSISTANT:", "", ""),
+        system=("", " "),
+        opening="A chat between a curious user and an artificial intelligence assistant. The "
+        "assistant gives helpful, detailed, and polite answers to the user's questions. ",
+        lead=" ",
     ),
 }
 

@@ -29,7 +29,13 @@ MESSAGES = [
     {"role": "user", "content": [{"type": "text", "text": "How many?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": ANSWERS[1]}]},
 ]
-END = {"chatml": "<|im_end|>", "phi3": "<|end|>", "llama3": "<|eot_id|>", "plain": "<|endoftext|>"}
+END = {
+    "chatml": "<|im_end|>",
+    "phi3": "<|end|>",
+    "llama3": "<|eot_id|>",
+    "plain": "<|endoftext|>",
+    "vicuna": "<|endoftext|>",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,8 @@ def answered(encoded):
 def test_the_answer_mask_covers_exactly_the_answers_and_their_end(formatted, format_name):
     encoded = encode(formatted, MESSAGES, [tiny.draw(1)])
     decoded = [formatted.tokenizer.decode(run) for run in answered(encoded)]
-    assert decoded == [answer + END[format_name] for answer in ANSWERS]
+    lead = CHAT_FORMATS[format_name].lead
+    assert decoded == [lead + answer + END[format_name] for answer in ANSWERS]
 
 
 def test_the_end_of_a_turn_is_one_token_and_generation_stops_there(formatted, format_name):
@@ -78,9 +85,10 @@ def test_the_rendered_conversation_is_the_formats_markers_around_the_turns(forma
     markers = CHAT_FORMATS[format_name]
     wanted = markers.system[0] + "Be short." + markers.system[1]
     wanted += markers.user[0] + "<image>\nWhat is it?" + markers.user[1]
-    wanted += markers.assistant[0] + ANSWERS[0] + END[format_name] + markers.assistant[2]
+    answers = [markers.lead + answer + END[format_name] for answer in ANSWERS]
+    wanted += markers.assistant[0] + answers[0] + markers.assistant[2]
     wanted += markers.user[0] + "How many?" + markers.user[1]
-    wanted += markers.assistant[0] + ANSWERS[1] + END[format_name] + markers.assistant[2]
+    wanted += markers.assistant[0] + answers[1] + markers.assistant[2]
     assert formatted.apply_chat_template(MESSAGES) == wanted
 
 
@@ -119,7 +127,20 @@ def test_an_unknown_role_is_refused_by_the_template(processor):
 
 def test_the_format_is_found_by_the_tokens_the_tokenizer_knows(vision, format_name):
     tokenizer = tiny.make_tokenizer(CHAT_FORMATS[format_name].tokens)
-    assert chat_format(tokenizer) == chat_format(tokenizer, format_name)
+    found = "plain" if format_name == "vicuna" else format_name
+    assert chat_format(tokenizer) == chat_format(tokenizer, found)
+
+
+def test_vicunas_opening_stands_where_there_is_no_system_message(vision):
+    tokenizer = tiny.make_tokenizer(())
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    processor = build_processor(tokenizer, vision, format_name="vicuna")
+    text = processor.apply_chat_template(MESSAGES[1:4])
+    assert text == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nWhat is it? ASSISTANT: A red box.</s>USER: How many? "
+    )
 
 
 def test_a_beginning_of_text_token_is_written_once_where_the_tokenizer_writes_one(vision):

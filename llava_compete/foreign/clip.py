@@ -1,0 +1,156 @@
+"""CLIP towers of transformers as towers of open_clip: their shape, and their weights' names.
+
+The feature is a block's output before any norm, as in LLaVA: ``post_layernorm``, the projection
+and the blocks behind it reach nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule, Split
+from llava_compete.vision import VisionConfig
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels in 0..1
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# transformers' name of the activation: open_clip's quick_gelu and arguments of its nn.GELU
+ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "quick_gelu": (True, {}),
+    "gelu": (False, {}),
+    "gelu_pytorch_tanh": (False, {"act_kwargs": {"approximate": "tanh"}}),
+}
+
+
+def clip_vision(
+    name: str,
+    config: CLIPVisionConfig,
+    layer: int,
+    *,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+) -> VisionConfig:
+    """Our description of a CLIP tower; ``layer`` as in VisionConfig, negative ones from the end."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(
+            f"image tower {name}: hidden_act={config.hidden_act!r} is not one of "
+            f"{sorted(ACTIVATIONS)}"
+        )
+    if config.num_channels != 3:
+        raise ValueError(f"image tower {name}: num_channels={config.num_channels} must be 3")
+    quick_gelu, more = ACTIVATIONS[config.hidden_act]
+    if config.layer_norm_eps != 1e-5:
+        more = {**more, "norm_kwargs": {"eps": config.layer_norm_eps}}
+    tower = {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "head_width": config.hidden_size // config.num_attention_heads,
+        # open_clip rounds the product down.
+        "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
+        **more,
+    }
+    return VisionConfig(
+        name=name,
+        layer=layer,
+        tower=tower,
+        embed_dim=config.projection_dim,
+        quick_gelu=quick_gelu,
+        image_size=config.image_size,
+        mean=mean,
+        std=std,
+        width=config.hidden_size,
+        num_patches=(config.image_size // config.patch_size) ** 2,
+    )
+
+
+def clip_rules(prefix: str, config: CLIPVisionConfig, layer: int) -> list[AnyRule]:
+    """Weights of a transformers CLIP tower below ``prefix``, a pattern, to ours."""
+    depth = config.num_hidden_layers
+    last = range(depth)[layer]
+    behind = "|".join(str(index) for index in range(last + 1, depth))
+    why = f"a block behind the one whose output is the feature ({last})"
+    block = rf"{prefix}encoder\.layers\.(\d+)\."
+    to = r"vision.trunk.transformer.resblocks.\1"
+    return [
+        Drop(r".*\.position_ids", "a constant"),
+        Drop(rf"{prefix}post_layernorm\..*", "the final norm: the feature is a block's output"),
+        *([Drop(rf"{prefix}encoder\.layers\.(?:{behind})\..*", why)] if behind else []),
+        Rule(rf"{prefix}embeddings\.class_embedding", "vision.trunk.class_embedding"),
+        Rule(rf"{prefix}embeddings\.patch_embedding\.weight", "vision.trunk.conv1.weight"),
+        Rule(
+            rf"{prefix}embeddings\.position_embedding\.weight", "vision.trunk.positional_embedding"
+        ),
+        Rule(rf"{prefix}pre_layrnorm\.(weight|bias)", r"vision.trunk.ln_pre.\1"),
+        Rule(rf"{block}layer_norm([12])\.(weight|bias)", rf"{to}.ln_\2.\3"),
+        Join(
+            rf"{block}self_attn\.(?P<part>[qkv])_proj\.(weight|bias)",
+            rf"{to}.attn.in_proj_\3",
+            order=("q", "k", "v"),
+        ),
+        Rule(rf"{block}self_attn\.out_proj\.(weight|bias)", rf"{to}.attn.out_proj.\2"),
+        Rule(rf"{block}mlp\.fc1\.(weight|bias)", rf"{to}.mlp.c_fc.\2"),
+        Rule(rf"{block}mlp\.fc2\.(weight|bias)", rf"{to}.mlp.c_proj.\2"),
+    ]
+
+
+def export_clip_config(vision: VisionConfig) -> CLIPVisionConfig:
+    """transformers' description of an open_clip tower up to the block whose output is used.
+
+    ValueError for a tower with parts that transformers' CLIP does not have.
+    """
+    tower = dict(vision.tower)
+    act = tower.pop("act_kwargs", {})
+    eps = tower.pop("norm_kwargs", {}).get("eps", 1e-5)
+    depth, width = tower.pop("layers"), tower.pop("width")
+    heads = width // tower.pop("head_width", 64)
+    intermediate = int(width * tower.pop("mlp_ratio", 4.0))
+    patch, size = tower.pop("patch_size"), tower.pop("image_size")
+    if vision.layer == "final" or any(value for value in tower.values()):
+        raise ValueError(
+            f"image tower {vision.name} (layer {vision.layer}, {tower}) has no form in "
+            f"transformers' CLIP, whose feature is a block's output"
+        )
+    exact = "gelu_pytorch_tanh" if act.get("approximate") == "tanh" else "gelu"
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=range(depth)[vision.layer] + 1,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=patch,
+        hidden_act="quick_gelu" if vision.quick_gelu else exact,
+        layer_norm_eps=eps,
+        projection_dim=vision.embed_dim,
+    )
+
+
+def export_clip_rules(prefix: str) -> list[AnyRule]:
+    """Our names of an open_clip tower to transformers', each below ``prefix``."""
+    block = r"vision\.trunk\.transformer\.resblocks\.(\d+)\."
+    to = rf"{prefix}encoder.layers.\1"
+    return [
+        Rule(r"vision\.trunk\.class_embedding", f"{prefix}embeddings.class_embedding"),
+        Rule(r"vision\.trunk\.conv1\.weight", f"{prefix}embeddings.patch_embedding.weight"),
+        Rule(
+            r"vision\.trunk\.positional_embedding", f"{prefix}embeddings.position_embedding.weight"
+        ),
+        Rule(r"vision\.trunk\.ln_pre\.(weight|bias)", rf"{prefix}pre_layrnorm.\1"),
+        Rule(rf"{block}ln_([12])\.(weight|bias)", rf"{to}.layer_norm\2.\3"),
+        Split(
+            rf"{block}attn\.in_proj_(weight|bias)",
+            tuple(rf"{to}.self_attn.{part}_proj.\2" for part in "qkv"),
+            thirds,
+        ),
+        Rule(rf"{block}attn\.out_proj\.(weight|bias)", rf"{to}.self_attn.out_proj.\2"),
+        Rule(rf"{block}mlp\.c_fc\.(weight|bias)", rf"{to}.mlp.fc1.\2"),
+        Rule(rf"{block}mlp\.c_proj\.(weight|bias)", rf"{to}.mlp.fc2.\2"),
+    ]
+
+
+def thirds(tensor: Tensor) -> list[Tensor]:
+    """Queries', keys' and values' rows, each with memory of its own."""
+    return [part.clone() for part in torch.chunk(tensor, 3)]
