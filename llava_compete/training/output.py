@@ -1,12 +1,21 @@
 """The output directory of a training: what lies there, and where a run goes on from."""
 
+import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, cast
 
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llava_compete.checkpoint import read_config, refuse_non_empty
+from llava_compete.checkpoint import refuse_non_empty
+from llava_compete.training.manifest import check_files, read_manifest
 from llava_compete.training.skipped import SKIPPED
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RECIPE = "recipe.yaml"  # the resolved recipe, next to the checkpoint
 DATA = "data.json"  # what was trained on, by source
@@ -18,7 +27,7 @@ CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 def refuse_results(output_dir: Path, *, keep_own: bool) -> None:
     """ValueError where the directory holds something that this run did not leave.
 
-    With ``keep_own``, OWN_FILES and torn checkpoints of an earlier start are no reason.
+    With ``keep_own``, OWN_FILES and damaged checkpoints of an earlier start are no reason.
     """
     names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
     own = {
@@ -31,27 +40,51 @@ def refuse_results(output_dir: Path, *, keep_own: bool) -> None:
 
 
 def find_resume(resume: str, output_dir: Path) -> str | None:
-    """Where to go on from: None, or a complete checkpoint directory."""
+    """Where to go on from: None, or a checkpoint directory whose manifest holds.
+
+    ``auto`` takes the newest and says what it passes over; ValueError says why a named one does
+    not hold.
+    """
     if resume == "never":
         return None
     if resume != "auto":
-        if not _complete(Path(resume)):
-            raise ValueError(f"resume={resume} is not a complete checkpoint of the trainer")
+        try:
+            _check_resumable(Path(resume))
+        except ValueError as error:
+            raise ValueError(f"resume={resume}: {error}") from error
         return resume
-    found = [
-        (int(match[1]), path)
+    found = {
+        int(match[1]): path
         for path in (output_dir.iterdir() if output_dir.is_dir() else ())
-        if (match := CHECKPOINT.fullmatch(path.name)) and _complete(path)
-    ]
-    return str(max(found)[1]) if found else None
+        if (match := CHECKPOINT.fullmatch(path.name))
+    }
+    for step in sorted(found, reverse=True):
+        try:
+            _check_resumable(found[step])
+        except ValueError as error:
+            logger.warning("resume=auto passes over %s: %s", found[step].name, error)
+        else:
+            return str(found[step])
+    return None
 
 
-def _complete(path: Path) -> bool:
-    """trainer_state.json is what the trainer writes last."""
-    if not (path / "trainer_state.json").is_file():
-        return False
-    try:
-        read_config(path)
-    except ValueError:  # a rotation that was killed may leave a checkpoint without weights
-        return False
-    return True
+def _check_resumable(path: Path) -> None:
+    """ValueError says what a checkpoint lacks."""
+    manifest = read_manifest(path)
+    if not manifest.resumable:
+        raise ValueError(f"{path} has neither optimizer nor random states (save_only_model)")
+    check_files(path, manifest)
+
+
+def agreed(args: TrainingArguments, decide: Callable[[], T]) -> T:
+    """What rank 0 decides, on every rank; a ValueError of rank 0 is one of all ranks."""
+    answer: list[tuple[T | None, str | None]] = [(None, None)]
+    if args.process_index == 0:
+        try:
+            answer = [(decide(), None)]
+        except ValueError as error:
+            answer = [(None, str(error))]
+    [(value, failure)] = broadcast_object_list(answer)
+    if failure is not None:
+        raise ValueError(failure)
+    return cast(T, value)

@@ -28,8 +28,9 @@ from llava_compete.packed_attention import PACKED_SDPA
 from llava_compete.tower import open_features
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.callbacks import build_schedule
-from llava_compete.training.output import DATA, RECIPE, find_resume, refuse_results
+from llava_compete.training.output import DATA, RECIPE, agreed, find_resume, refuse_results
 from llava_compete.training.parts import check_parts, set_trainable
+from llava_compete.training.saving import clean_up
 from llava_compete.training.trainer import LlavaTrainer
 from llava_compete.training.watchdog import Watchdog
 
@@ -49,7 +50,9 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     if args.process_index:
         disable_progress_bar()  # one rank's bars are enough
     output_dir = Path(args.output_dir)
-    resume_from = find_resume(args.resume, output_dir)
+    if args.process_index == 0 and args.resume != "never" and not args.dry_run:
+        clean_up(output_dir)
+    resume_from = agreed(args, lambda: find_resume(args.resume, output_dir))
     if resume_from is None and not args.dry_run:
         refuse_results(output_dir, keep_own=args.resume == "auto")
     if args.deepspeed:
@@ -79,16 +82,17 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     dataset = _open_dataset(data_args, args, model, processor, Path(model_args.checkpoint))
     record = check_data(dataset, data_args) if args.process_index == 0 else None
     skips = data_args.broken_images == "skip"
+    recipe = resolved(argv, (model_args, data_args, args))
     trainer = LlavaTrainer(
         model=model,
         args=args,
+        recipe=recipe,
         train_dataset=dataset,
         data_collator=Collator(processor),
         processing_class=processor,
         max_skipped_share=data_args.max_skipped_share if skips else None,
     )
     if record is not None and not args.dry_run:
-        recipe = resolved(argv, (model_args, data_args, args))
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False))
         (output_dir / DATA).write_text(json.dumps(record, indent=1))

@@ -14,7 +14,6 @@ import yaml
 from llava_compete import load
 from llava_compete.training.callbacks import build_schedule
 from llava_compete.training.dry_run import describe
-from llava_compete.training.output import find_resume
 from llava_compete.training.parts import count_trainable, set_trainable
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
@@ -177,22 +176,6 @@ def test_a_resumed_run_keeps_the_schedule_and_ends_at_the_last_step(recipe: dict
     again = train(recipe, save_strategy="steps", save_steps=2, resume="auto")
     names = ["step", "loss", "language_model/competing_layers", "projector/competing_layers"]
     assert [[e[n] for n in names] for e in again] == [[e[n] for n in names] for e in whole]
-
-
-def test_resume_takes_the_newest_whole_checkpoint(tmp_path: Path, checkpoints: Any) -> None:
-    for step in (9, 10, 100):
-        target = tmp_path / f"checkpoint-{step}"
-        target.mkdir()
-        for file in checkpoints["moe"].iterdir():
-            os.link(file, target / file.name)
-        if step != 100:
-            (target / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-9" / "model.safetensors").unlink()  # a rotation that was killed
-    assert find_resume("auto", tmp_path) == str(tmp_path / "checkpoint-10")
-    assert find_resume("never", tmp_path) is None
-    assert find_resume("auto", tmp_path / "nothing") is None
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
-        find_resume(str(tmp_path / "checkpoint-100"), tmp_path)
 
 
 @pytest.mark.parametrize(
