@@ -12,102 +12,87 @@ and C input width of an expert.
 Routing at inference is the gate's top K of a softmax, renormalised: routers topk and compete.
 """
 
-import math
+import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import Phi3Config, SiglipVisionConfig
 
-from llava_compete.foreign.keys import AnyRule, Drop, Join, Report, Rule, map_keys
+from llava_compete.foreign import towers
+from llava_compete.foreign.imported import Imported, import_state
+from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule
 from llava_compete.foreign.siglip import siglip_rules, siglip_vision
-from llava_compete.model import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration
+from llava_compete.model import LlavaCompeteConfig
 from llava_compete.moe import MoEConfig
+from llava_compete.weight_files import LAYOUTS, read_folder, read_index
 
 LAYER = -2  # the block whose output is the last one's input
 TOWER = "model.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector.moelayer."
 
-# By the name in mm_vision_tower: what the weights' shapes do not tell.
-HEADS = {"google/siglip-so400m-patch14-224": 16, "google/siglip-base-patch16-224": 12}
-
-# Of Phi3Config and what older versions of it had in place of rope_parameters.
+# Of Phi3Config, and what older versions of it had in place of rope_parameters.
 TEXT_KEYS = {*Phi3Config().to_dict(), "rope_scaling", "rope_theta"} - {
     "_name_or_path",
     "architectures",
+    "dtype",
     "model_type",
     "transformers_version",
 }
 
 
-class Imported(NamedTuple):
-    """Our configuration, the tensors under our names, and what became of each key."""
-
-    config: LlavaCompeteConfig
-    tensors: dict[str, Tensor]
-    report: Report
-
-
-def is_libmoe(keys: Mapping[str, Any]) -> bool:
-    """Does a state of these keys have this layout?"""
-    return any(key.startswith(PROJECTOR) for key in keys)
+def is_libmoe(folder: Path) -> bool:
+    """Do the weights of ``folder`` have this layout?"""
+    indices = [folder / name for name in LAYOUTS if name.endswith(".index.json")]
+    found = next((index for index in indices if index.is_file()), None)
+    names = read_folder(folder) if found is None else read_index(found)
+    return any(name.startswith(PROJECTOR) for name in names)
 
 
 def import_libmoe(
-    values: Mapping[str, Any],
-    state: Mapping[str, Tensor],
+    folder: Path,
     *,
     top_k: int | None = None,
-    num_heads: int | None = None,
     router: str = "compete",
-    image_token_id: int,
+    vision_weights: str | None = None,
 ) -> Imported:
-    """A checkpoint's config.json (``values``) and tensors as ours.
+    """The checkpoint of ``folder``.
 
-    ``top_k`` is needed where config.json has no ``num_selected``, ``num_heads`` of the tower where
-    its name in ``mm_vision_tower`` is not in HEADS. Number of experts, scales and the tower's shape
-    are read from the weights. ValueError for what is absent and for every key that does not fit.
+    ``top_k`` is given where config.json has no ``num_selected``; ``vision_weights``, a folder,
+    where the shape of ``mm_vision_tower`` is not known by its name (only its config.json is read).
+    The numbers of experts and the scales are those of the weights. ValueError for what is absent
+    and for every key that does not fit.
     """
-    tower_name = values.get("mm_vision_tower")
-    num_heads = HEADS.get(str(tower_name)) if num_heads is None else num_heads
-    if num_heads is None:
-        raise ValueError(
-            f"mm_vision_tower={tower_name!r} is not one of {sorted(HEADS)}: give num_heads, the "
-            f"attention heads of its blocks"
-        )
+    values = json.loads((folder / "config.json").read_text())
     top_k = values.get("num_selected") if top_k is None else top_k
     if top_k is None:
         raise ValueError(
-            "config.json has no num_selected: give top_k, the experts that a token is sent to"
+            f"{folder}: config.json has no num_selected: give --top_k, the experts of a token"
         )
-    siglip = _siglip_config(state, num_heads)
-    projector_width = _shape(state, f"{PROJECTOR}experts.0.0.weight")[1]
-    scales = _scales(projector_width, siglip.hidden_size)
-    vision = siglip_vision(str(tower_name), siglip, LAYER, scales=scales)
+    name = str(values.get("mm_vision_tower"))
+    tower = towers.read_config(name, vision_weights)
+    if not isinstance(tower, SiglipVisionConfig):
+        raise ValueError(f"{folder}: image tower {name!r} is not a SigLIP")
+    state = read_folder(folder)
+    scales = _scales(state, tower.hidden_size)
+    statistics = towers.read_pixel_statistics(folder, tower.image_size)
+    given = {} if statistics is None else statistics._asdict()
     experts = {
-        part: MoEConfig(num_experts=number, top_k=top_k, router=router).to_dict()
-        for part, number in (
-            ("projector", _experts(state, re.escape(PROJECTOR))),
-            ("vision", _experts(state, rf"{re.escape(TOWER)}encoder\.layers\.0\.moelayer\.")),
-        )
+        "projector": _num_experts(state, PROJECTOR),
+        "vision": _num_experts(state, f"{TOWER}encoder.layers.0.moelayer."),
     }
-    text = {key: value for key, value in values.items() if key in TEXT_KEYS}
-    embedding = _shape(state, "model.embed_tokens.weight")
     config = LlavaCompeteConfig(
-        text_config=Phi3Config(**{**text, "vocab_size": embedding[0]}),
-        vision_config=vision.to_dict(),
+        text_config=Phi3Config(**{key: values[key] for key in TEXT_KEYS & set(values)}),
+        vision_config=siglip_vision(name, tower, LAYER, scales=scales, **given).to_dict(),
         projector="mlp2x_gelu",
-        image_token_id=image_token_id,
-        moe=experts,
-        dtype=state["model.embed_tokens.weight"].dtype,
+        moe={
+            part: MoEConfig(num_experts=number, top_k=top_k, router=router).to_dict()
+            for part, number in experts.items()
+        },
     )
-    with torch.device("meta"):
-        model = LlavaCompeteForConditionalGeneration(config)
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
-    tensors, report = map_keys(state, libmoe_rules(siglip), wanted)
-    return Imported(config, tensors, report)
+    return import_state(config, state, libmoe_rules(tower), source=str(folder))
 
 
 def libmoe_rules(siglip: SiglipVisionConfig) -> list[AnyRule]:
@@ -141,49 +126,25 @@ def _expert_rules(below: str, up: str, down: str, to: str) -> list[AnyRule]:
     ]
 
 
-def _siglip_config(state: Mapping[str, Tensor], num_heads: int) -> SiglipVisionConfig:
-    """The tower's shape, as its weights have it."""
-    width, channels, patch, _ = _shape(state, f"{TOWER}embeddings.patch_embedding.weight")
-    positions, _ = _shape(state, f"{TOWER}embeddings.position_embedding.weight")
-    side = math.isqrt(positions)
-    if side**2 != positions:
-        raise ValueError(f"{TOWER}embeddings: {positions} positions are not a square of patches")
-    if width % num_heads:
-        raise ValueError(f"num_heads={num_heads} must divide the tower's width, {width}")
-    hidden, _ = _shape(state, f"{TOWER}encoder.layers.0.moelayer.experts.0.fc1.weight")
-    return SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=hidden,
-        num_hidden_layers=_count(state, rf"{re.escape(TOWER)}encoder\.layers\.(\d+)\."),
-        num_attention_heads=num_heads,
-        num_channels=channels,
-        image_size=side * patch,
-        patch_size=patch,
-    )
-
-
-def _scales(projector_width: int, tower_width: int) -> tuple[int, ...]:
+def _scales(state: Mapping[str, Tensor], tower_width: int) -> tuple[int, ...]:
     """1 and 3 put together on the channels, or 1 alone."""
+    first = f"{PROJECTOR}experts.0.0.weight"
+    if first not in state:
+        raise ValueError(f"the checkpoint has no {first}, which this layout needs")
+    width = state[first].shape[1]
     known = {tower_width: (1,), 2 * tower_width: (1, 3)}
-    if projector_width not in known:
+    if width not in known:
         raise ValueError(
-            f"the projector takes {projector_width} features and the tower makes {tower_width}: "
+            f"the projector takes {width} features and the tower makes {tower_width} at a scale: "
             f"scales are [1] or [1, 3]"
         )
-    return known[projector_width]
+    return known[width]
 
 
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
-    if key not in state:
-        raise ValueError(f"the checkpoint has no {key}, which CompeteSMoE's layout needs")
-    return tuple(state[key].shape)
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that ``pattern`` finds."""
-    regex = re.compile(pattern)
-    return 1 + max(int(found[1]) for key in state if (found := regex.match(key)))
-
-
-def _experts(state: Mapping[str, Tensor], below: str) -> int:
-    return _count(state, rf"{below}experts\.(\d+)\.")
+def _num_experts(state: Mapping[str, Tensor], below: str) -> int:
+    """One more than the largest number of an expert ``below``."""
+    expert = re.compile(rf"{re.escape(below)}experts\.(\d+)\.")
+    numbers = [int(found[1]) for key in state if (found := expert.match(key))]
+    if not numbers:
+        raise ValueError(f"the checkpoint has no {below}experts, which this layout needs")
+    return 1 + max(numbers)

@@ -3,17 +3,19 @@
 Plain loops: an expert at a time for each token, a crop at a time, a window at a time.
 """
 
+import json
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import Phi3Config, Phi3ForCausalLM, SiglipVisionConfig
 
 SCALES = (1, 3)
 SIZE, PATCH, SIDE = 16, 8, 2
 BLOCKS, WIDTH, HEADS, HIDDEN = 3, 32, 4, 44
 TEXT_WIDTH, VOCABULARY = 32, 300
 EXPERTS, TOP_K = 4, 2
-TOWER_NAME = "someone/a-siglip"
 
 
 class MoE(nn.Module):
@@ -166,13 +168,35 @@ def text_config():
     )
 
 
-def config_values(**more):
-    """A config.json as that code writes one: Phi-3's, and its own names between."""
-    return {
+def write_checkpoint(folder: Path, state, **more) -> Path:
+    """The files of a checkpoint, two pickled shards with an index; beside them its tower's shape.
+
+    config.json is Phi-3's with names of its own between.
+    """
+    folder.mkdir()
+    SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=HIDDEN,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        image_size=SIZE,
+        patch_size=PATCH,
+    ).save_pretrained(folder.with_name("siglip"))
+    values = {
         **text_config().to_dict(),
         "model_type": "llava_phi",
         "architectures": ["LlavaPhiForCausalLM"],
-        "mm_vision_tower": TOWER_NAME,
-        "local_rank": 0,
+        "mm_vision_tower": str(folder.with_name("siglip")),
+        "num_selected": TOP_K,
+        "training": True,
         **more,
     }
+    (folder / "config.json").write_text(json.dumps(values))
+    shards = {}
+    for number, key in enumerate(state):
+        shards.setdefault(f"pytorch_model-{number % 2}.bin", {})[key] = state[key]
+    for name, shard in shards.items():
+        torch.save(shard, folder / name)
+    index = {"weight_map": {key: name for name, shard in shards.items() for key in shard}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from llava_compete import LlavaCompeteForConditionalGeneration
+from llava_compete import LlavaCompeteForConditionalGeneration, load
+from llava_compete.foreign.imported import build, save_imported
 from llava_compete.foreign.libmoe import import_libmoe, is_libmoe
+from llava_compete.processor import prompt_batch
+from tests import tiny
 from tests.foreign import libmoe
 
 IMAGE_TOKEN_ID = libmoe.VOCABULARY - 1
@@ -16,13 +20,21 @@ def reference():
     return libmoe.Reference()
 
 
-def imported(reference, state=None, **given):
-    given = {"top_k": libmoe.TOP_K, "num_heads": libmoe.HEADS, **given}
-    state = reference.state_dict() if state is None else state
-    return import_libmoe(libmoe.config_values(), state, image_token_id=IMAGE_TOKEN_ID, **given)
+@pytest.fixture
+def read(reference, tmp_path):
+    """Write a state as a checkpoint, and import that."""
+
+    def read(state=None, values=None, **given):
+        state = reference.state_dict() if state is None else state
+        folder = libmoe.write_checkpoint(tmp_path / "theirs", state, **(values or {}))
+        assert is_libmoe(folder)
+        return import_libmoe(folder, **given)
+
+    return read
 
 
 def model_of(result):
+    result.config.image_token_id = IMAGE_TOKEN_ID
     model = LlavaCompeteForConditionalGeneration(result.config)
     model.load_state_dict(result.tensors)
     return model.eval()
@@ -37,8 +49,8 @@ def row(pictures):
 
 @pytest.mark.parametrize("router", ["compete", "topk"])
 @pytest.mark.parametrize("pictures", [0, 1, 2])
-def test_logits_equal_the_reference(reference, pictures, router):
-    model, ids = model_of(imported(reference, router=router)), row(pictures)
+def test_logits_equal_the_reference(reference, read, pictures, router):
+    model, ids = model_of(read(router=router)), row(pictures)
     pixels = torch.randn(pictures, 3, libmoe.SIZE, libmoe.SIZE) if pictures else None
     theirs = reference.logits(ids, IMAGE_TOKEN_ID, pixels)
     with torch.no_grad():
@@ -47,23 +59,23 @@ def test_logits_equal_the_reference(reference, pictures, router):
     assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
-def test_features_at_both_scales_equal_the_reference(reference):
-    model, pixels = model_of(imported(reference)), torch.randn(2, 3, libmoe.SIZE, libmoe.SIZE)
+def test_features_at_both_scales_equal_the_reference(reference, read):
+    model, pixels = model_of(read()), torch.randn(2, 3, libmoe.SIZE, libmoe.SIZE)
     assert model.config.vision.scales == (1, 3)
     with torch.no_grad():
         assert_close(model.vision(pixels), reference.features(pixels), atol=1e-5, rtol=1e-5)
 
 
-def test_one_scale_is_read_from_the_projector():
+def test_one_scale_is_read_from_the_projector(read):
     one = libmoe.Reference(scales=(1,))
-    model, pixels = model_of(imported(one)), torch.randn(1, 3, libmoe.SIZE, libmoe.SIZE)
+    model, pixels = model_of(read(one.state_dict())), torch.randn(1, 3, libmoe.SIZE, libmoe.SIZE)
     assert model.config.vision.scales == (1,)
     with torch.no_grad():
         assert_close(model.vision(pixels), one.features(pixels), atol=1e-5, rtol=1e-5)
 
 
-def test_every_key_is_used_or_dropped_for_a_reason(reference):
-    result = imported(reference)
+def test_every_key_is_used_or_dropped_for_a_reason(reference, read):
+    result = read()
     report, keys = result.report, set(reference.state_dict())
     assert set(report.used) | set(report.dropped) == keys
     last = f"encoder.layers.{libmoe.BLOCKS - 1}."
@@ -76,8 +88,8 @@ def test_every_key_is_used_or_dropped_for_a_reason(reference):
     }
 
 
-def test_experts_keep_their_numbers(reference):
-    stacked = imported(reference).tensors["vision.trunk.blocks.0.mlp.experts.down_proj"]
+def test_experts_keep_their_numbers(reference, read):
+    stacked = read().tensors["vision.trunk.blocks.0.mlp.experts.down_proj"]
     experts = reference.model.vision_tower.vision_model.encoder.layers[0].moelayer.experts
     for number, expert in enumerate(experts):
         assert torch.equal(stacked[number], expert.fc2.weight)
@@ -90,36 +102,69 @@ def test_experts_keep_their_numbers(reference):
         ("model.vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.weight", "needs parts"),
         ("model.mm_projector.moelayer.gate.weight", "1 missing: projector.router.gate.weight"),
         ("model.layers.1.mlp.down_proj.weight", "missing: language_model.model.layers.1.mlp.down"),
-        ("model.vision_tower.vision_model.embeddings.patch_embedding.weight", "which CompeteSMoE"),
+        (
+            "model.vision_tower.vision_model.embeddings.patch_embedding.weight",
+            "missing: vision.trunk.patch_em",
+        ),
     ],
 )
-def test_a_key_that_is_gone_is_named(reference, key, message):
+def test_a_key_that_is_gone_is_named(reference, read, key, message):
     state = reference.state_dict()
     del state[key]
     with pytest.raises(ValueError, match=message):
-        imported(reference, state)
+        read(state)
 
 
-def test_a_key_nobody_knows_is_named(reference):
+def test_a_key_nobody_knows_is_named(reference, read):
     state = {**reference.state_dict(), "model.mm_projector.moelayer.luna.weight": torch.ones(2)}
     with pytest.raises(ValueError, match=r"1 unused: model\.mm_projector\.moelayer\.luna\.weight"):
-        imported(reference, state)
+        read(state)
+
+
+def test_experts_elsewhere_than_in_this_layout_are_asked_for(reference, read):
+    theirs = reference.state_dict()
+    with pytest.raises(ValueError, match=r"no model\.vision_tower.*moelayer\.experts, which this"):
+        read({key: theirs[key] for key in theirs if "encoder" not in key})
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "given", "message"),
     [
-        ({"top_k": None}, "config.json has no num_selected: give top_k"),
-        ({"num_heads": None}, "mm_vision_tower='someone/a-siglip' is not one of .* give num_heads"),
-        ({"num_heads": 5}, "num_heads=5 must divide the tower's width, 32"),
-        ({"top_k": 5}, "top_k=5 must be between 1 and num_experts=4"),
+        ({"num_selected": None}, {}, "config.json has no num_selected: give --top_k"),
+        ({"mm_vision_tower": "a/b"}, {}, "image tower 'a/b' is neither .* give --vision_weights"),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14"}, {}, "14' is not a SigLIP"),
+        ({"mm_vision_tower": "google/siglip-base-patch16-224"}, {}, "64 features and .* 768 at a"),
+        ({}, {"top_k": 5}, "top_k=5 must be between 1 and num_experts=4"),
+        ({"vocab_size": 200}, {}, "embed_tokens.weight is .300, 32., the model has .200, 32."),
     ],
 )
-def test_what_neither_weights_nor_config_say_is_asked_for(reference, given, message):
+def test_what_does_not_fit_is_named(read, values, given, message):
     with pytest.raises(ValueError, match=message):
-        imported(reference, **given)
+        read(values=values, **given)
 
 
-def test_the_layout_is_told_by_the_projectors_experts(reference):
-    assert is_libmoe(reference.state_dict())
-    assert not is_libmoe({"model.mm_projector.0.weight": 1, "lm_head.weight": 1})
+def test_the_towers_shape_may_stand_elsewhere(reference, read, tmp_path):
+    values = {"mm_vision_tower": "someone/a-siglip", "num_selected": None}
+    result = read(values=values, vision_weights=str(tmp_path / "siglip"), top_k=1)
+    assert result.config.vision.name == "someone/a-siglip"
+    assert result.config.moe_configs["vision"].top_k == 1
+
+
+def test_the_layout_is_told_by_the_projectors_experts(tmp_path):
+    other = {"model.mm_projector.0.weight": torch.ones(2), "lm_head.weight": torch.ones(2)}
+    save_file(other, tmp_path / "model.safetensors")
+    assert not is_libmoe(tmp_path)
+
+
+def test_an_imported_checkpoint_is_one_of_ours(reference, read, tmp_path):
+    result, tokenizer = read(), tiny.make_tokenizer()
+    model, processor = build(result, tokenizer)
+    save_imported(model, processor, result.report, tmp_path / "ours")
+    loaded, again = load(tmp_path / "ours")
+    image_id = loaded.config.image_token_id
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    batch = prompt_batch(again, [[{"role": "user", "content": content}]], [[tiny.draw(1)]])
+    with torch.no_grad():
+        ours = loaded(**batch).logits[0]
+    theirs = reference.logits(batch["input_ids"][0], image_id, batch["pixel_values"])
+    assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
