@@ -1,0 +1,164 @@
+"""Disturb tiny trainings, continue them, compare them with undisturbed ones; a table of it.
+
+    python -m tests.faults --kills 100          all stages, ZeRO levels, one and two processes
+    python -m tests.faults --quick              what CI runs
+
+Ends with 1 where a run was lost: it could not be continued, or differs from the undisturbed one.
+A full disk needs the right to mount a tmpfs; the table says where it was left out.
+"""
+
+import argparse
+import itertools
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# The libraries read these when they are imported.
+os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", HF_HUB_OFFLINE="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline")
+
+from tests.faults.compare import differences
+from tests.faults.faults import KILLS, OTHERS, Case, full_disk
+from tests.faults.runs import STAGES, WORLDS, ZEROS, Run, Setup, write_recipes
+
+Fault = Callable[[Case], int]
+ATTEMPTS = 4  # starts of a case until the fault meets the run, and starts until it is done
+QUICK = (Setup(1, "none", 1), Setup(2, "none", 2), Setup(3, "zero2", 1), Setup(3, "none", 2))
+
+
+class Suite:
+    """Trainings under ``root``; counts of faults that met their run, and what was lost."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        self.seed = seed
+        self.rng = random.Random(seed)
+        os.environ["LLAVA_COMPETE_CACHE"] = str(root / "cache")
+        self.recipes = write_recipes(root)
+        self.seconds: dict[Setup, float] = {}
+        self.met: Counter[tuple[Setup, str]] = Counter()
+        self.lost: dict[tuple[Setup, str], str] = {}
+        self._count = itertools.count()
+
+    def undisturbed(self, setup: Setup) -> Path:
+        """The output of the setup's undisturbed run, made at the first call."""
+        output = self.root / f"{setup}-undisturbed"
+        if setup not in self.seconds:
+            begun = time.monotonic()
+            run = Run(setup, self.recipes[setup.stage], output)
+            codes = run.wait()
+            assert set(codes) == {0}, f"{setup}: {codes}\n{run.said()}"
+            self.seconds[setup] = time.monotonic() - begun
+        return output
+
+    def disturb(self, setup: Setup, fault: Fault) -> int:
+        """Times that the fault met the run: it is lost if it then is not the undisturbed one."""
+        undisturbed = self.undisturbed(setup)
+        name = f"{setup}-{fault.__name__}-{next(self._count)}"
+        case = Case(
+            setup,
+            self.recipes[setup.stage],
+            self.root / "images",
+            self.root / name,
+            self.seconds[setup],
+            random.Random(f"{self.seed}-{name}"),
+        )
+        met, begun = 0, time.monotonic()
+        try:
+            for _ in range(ATTEMPTS):
+                met = fault(case)
+                if met:
+                    break
+                shutil.rmtree(case.output, ignore_errors=True)
+            reason = self._finish(case, undisturbed)
+        except AssertionError as error:
+            met, reason = 1, str(error)
+        self.met[setup, fault.__name__] += met
+        seconds = time.monotonic() - begun
+        print(f"{name}: met {met}, {'LOST' if reason else 'equal'}, {seconds:.1f} s", flush=True)
+        if reason:
+            self.lost[setup, fault.__name__] = f"{name}: {reason}"
+        else:
+            shutil.rmtree(case.output)
+        return met
+
+    def _finish(self, case: Case, undisturbed: Path) -> str:
+        """Why the run is lost; empty where it was continued and equals the undisturbed one."""
+        run = case.start()
+        codes = run.wait()
+        if set(codes) != {0}:
+            return f"cannot be continued: {codes}\n{run.said()}"
+        return "; ".join(differences(case.output, undisturbed)[:5])
+
+    def table(self) -> str:
+        """A row for each setup, a column for each fault: times it met the run, or lost."""
+        names = [fault.__name__ for fault in (*KILLS, *OTHERS)]
+        rows = [["stage", "ZeRO", "processes", *names], ["---"] * (3 + len(names))]
+        for setup in sorted({setup for setup, _ in self.met}, key=str):
+            cells = [
+                "LOST" if (setup, name) in self.lost else str(self.met[setup, name] or "")
+                for name in names
+            ]
+            rows.append([str(setup.stage), setup.zero, str(setup.world), *cells])
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        kills = sum(n for (_, name), n in self.met.items() if name in {f.__name__ for f in KILLS})
+        lines.append(
+            f"\n{self.met.total()} faults, {kills} of them kill -9; {len(self.lost)} cells with a "
+            f"lost run"
+        )
+        return "\n".join(lines)
+
+
+def run_suite(suite: Suite, setups: Sequence[Setup], kills: int, others: int) -> None:
+    """At least ``kills`` kills over all setups, then each other fault in ``others`` setups."""
+    done = 0
+    for fault, setup in itertools.cycle(_mixed(suite.rng, KILLS, setups)):
+        if done >= kills:
+            break
+        done += suite.disturb(setup, fault)
+    for fault in OTHERS:
+        if fault is full_disk and os.geteuid():
+            continue
+        for setup in suite.rng.sample(list(setups), min(others, len(setups))):
+            suite.disturb(setup, fault)
+
+
+def _mixed(
+    rng: random.Random, faults: Sequence[Fault], setups: Sequence[Setup]
+) -> list[tuple[Fault, Setup]]:
+    pairs = list(itertools.product(faults, setups))
+    rng.shuffle(pairs)
+    return pairs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--others", type=int, default=6, help="setups for each other fault")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="few kills, four setups")
+    parser.add_argument("--keep", action="store_true", help="leave the folder of all runs")
+    args = parser.parse_args(argv)
+    setups = [Setup(*values) for values in itertools.product(STAGES, ZEROS, WORLDS)]
+    root = Path(tempfile.mkdtemp(prefix="llava-compete-faults-"))
+    suite = Suite(root, args.seed)
+    if args.quick:
+        run_suite(suite, QUICK, kills=8, others=1)
+    else:
+        run_suite(suite, setups, args.kills, args.others)
+    print(suite.table())
+    for reason in suite.lost.values():
+        print(reason)
+    if not args.keep and not suite.lost:
+        shutil.rmtree(root)
+    return bool(suite.lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
