@@ -264,6 +264,25 @@ def export_verb(argv: Sequence[str]) -> None:
     print(f"{args.output}: {parameters.total:,} parameters in {args.dtype}")
 
 
+def merge_verb(argv: Sequence[str]) -> None:
+    """Checkpoint with low-rank adapters -> the same model without, their sum in its weights."""
+    parser = argparse.ArgumentParser(prog="llava-compete merge", description=merge_verb.__doc__)
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="checkpoint directory of a training with lora")
+    add("--output", type=Path, required=True)
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the sums, too")
+    args = parser.parse_args(argv)
+
+    from llava_compete.checkpoint import load, refuse_non_empty, save
+    from llava_compete.lora import merge_lora
+
+    refuse_non_empty(args.output)
+    model, processor = load(args.checkpoint, dtype=args.dtype)
+    merged = merge_lora(model)
+    save(model, processor, args.output)
+    print(f"{args.output}: {merged} adapters merged")
+
+
 def routing_verb(argv: Sequence[str]) -> None:
     """What the routers of a checkpoint do with rows of a LLaVA file: routing.json, routing.html."""
     parser = argparse.ArgumentParser(
@@ -329,6 +348,7 @@ VERBS = {
     "upcycle": upcycle_verb,
     "count": count_verb,
     "train": train_verb,
+    "merge": merge_verb,
     "export": export_verb,
     "routing": routing_verb,
     "cache-features": cache_features_verb,

@@ -27,6 +27,7 @@ from llava_compete.moe.upcycle import upcycle
 from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id
 from llava_compete.projector import build_projector, calibrate
 from llava_compete.vision import VisionConfig, load_tower
+from llava_compete.weight_files import read_index
 
 Model = LlavaCompeteForConditionalGeneration
 
@@ -134,6 +135,8 @@ def upcycle_model(
     """
     if model.moe_layers():
         raise ValueError(f"the model has experts already, in {sorted(model.moe_layers())}")
+    if model.config.lora is not None:
+        raise ValueError("the model has adapters: make them a part of it by `llava-compete merge`")
     before, logits_before = count_parameters(model), _probe(model)
     upcycle(model, configs, perturbation=perturbation, seed=seed)
     model.watch_token_ids()
@@ -275,11 +278,11 @@ def read_config(path: Path, *, weights: bool = True) -> LlavaCompeteConfig:
 
 
 def weight_files(path: Path) -> list[str]:
-    """Names of the files that hold the weights of a checkpoint directory."""
+    """Names of the files that hold the weights of a checkpoint directory; none is outside it."""
     index = path / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
-    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return sorted(set(read_index(index).values()))
 
 
 @contextmanager

@@ -52,6 +52,14 @@ class ModelArgs:
     router_seed: int | None = field(
         default=None, metadata={"help": "Of fresh routers, instead of the checkpoint's."}
     )
+    lora: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Train low-rank adapters of the dense linear maps of some parts, by r, alpha, "
+            "dropout, targets (last names of maps; all by default) and parts (language_model by "
+            "default). Experts and routers of these parts, and trainable, are trained whole."
+        },
+    )
     attn_implementation: str = field(
         default="sdpa",
         metadata={
@@ -61,7 +69,7 @@ class ModelArgs:
 
     def __post_init__(self) -> None:
         self.checkpoint = str(Path(self.checkpoint).expanduser())
-        for name in ("loss_weights", "router_options"):
+        for name in ("loss_weights", "router_options", "lora"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, json.loads(value))
 

@@ -25,6 +25,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
 from llava_compete.data import IGNORED, Packing
+from llava_compete.lora import LoraSettings, install_lora
 from llava_compete.moe import MoEConfig, MoELayer, Sequences
 from llava_compete.moe.collect import take_losses
 from llava_compete.moe.upcycle import install_moe
@@ -39,7 +40,8 @@ LANGUAGE = "language_model"
 class LlavaCompeteConfig(PreTrainedConfig):
     """Language model, image tower, projector and, where there are experts, their MoEConfig.
 
-    ``moe`` maps a part (vision, projector, language_model) to the values of its MoEConfig.
+    ``moe`` maps a part (vision, projector, language_model) to the values of its MoEConfig;
+    ``lora`` has the values of LoraSettings where there are adapters.
     """
 
     model_type = "llava_compete"
@@ -52,6 +54,7 @@ class LlavaCompeteConfig(PreTrainedConfig):
     projector: str = "mlp2x_gelu"
     image_token_id: int = -1
     moe: dict | None = None
+    lora: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -111,6 +114,8 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self._no_split_modules = self.language_model._no_split_modules
         install_moe(self, config.moe_configs)
+        if config.lora is not None:
+            install_lora(self, LoraSettings.of(config.lora))
         self.watch_token_ids()
         self.post_init()
 

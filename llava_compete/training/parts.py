@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llava_compete.lora import MARK, LoraSettings
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.names import nearest
 
 COARSE_PARTS = ("vision", "projector", "language_model")
-FINE_PARTS = {"experts": ".experts.", "routers": ".router."}
+FINE_PARTS = {"experts": ".experts.", "routers": ".router.", "lora": MARK}
 
 
 def part_names(parameter: str) -> tuple[str, ...]:
@@ -23,17 +24,32 @@ def check_parts(parts: Mapping[str, Any] | list[str], key: str, model: Model) ->
     for part in parts:
         if part not in known:
             raise ValueError(f"{key}: unknown part {part!r}{nearest(part, known)}")
-        if part in FINE_PARTS and not model.moe_layers():
+        if part == "lora":
+            if model.config.lora is None:
+                raise ValueError(f"{key}: 'lora', but the model has no adapters; give lora")
+        elif part in FINE_PARTS and not model.moe_layers():
             raise ValueError(
                 f"{key}: {part!r} of a dense checkpoint; `llava-compete upcycle` makes experts"
             )
 
 
 def set_trainable(model: Model, parts: list[str]) -> None:
-    """Train the parameters of these parts and no others."""
+    """Train the parameters of these parts and no others.
+
+    Of parts with adapters these are trained too, and experts and routers, whole. ValueError where
+    such a part is to be trained whole itself.
+    """
     check_parts(parts, "trainable", model)
+    adapted = LoraSettings.of(model.config.lora).parts if model.config.lora else ()
+    if both := sorted({*parts} & {*adapted}):
+        raise ValueError(
+            f"trainable={parts} and lora's parts={list(adapted)} both name {both}: a part is "
+            f"trained whole or by adapters"
+        )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in parts for part in part_names(name)))
+        *fine, coarse = part_names(name)
+        trained = coarse in parts or any(part in parts for part in fine)
+        parameter.requires_grad_(trained or (coarse in adapted and bool(fine)))
 
 
 def count_trainable(model: Model) -> dict[str, tuple[int, int]]:

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from llava_compete.checkpoint import load
 from llava_compete.config import DataArgs, ModelArgs, parse, read_recipe, resolved
 from llava_compete.data import Collator, LlavaDataset, counts_table, data_record
+from llava_compete.lora import LoraSettings, add_lora
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import RoutingChange
 from llava_compete.packed_attention import PACKED_SDPA
@@ -75,6 +76,8 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
         ),
         attn_implementation=_attention(model_args.attn_implementation, args.batching),
     )
+    if model_args.lora is not None:
+        add_lora(model, LoraSettings.of(model_args.lora), args.seed)
     set_trainable(model, model_args.trainable)
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
     if model.competitors():
