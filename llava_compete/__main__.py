@@ -264,6 +264,13 @@ def export_verb(argv: Sequence[str]) -> None:
     print(f"{args.output}: {parameters.total:,} parameters in {args.dtype}")
 
 
+def import_verb(argv: Sequence[str]) -> None:
+    """Checkpoint of LLaVA-1.5 or of CompeteSMoE / LibMoE -> checkpoint directory."""
+    from llava_compete.foreign.verb import import_verb as verb
+
+    verb(argv)
+
+
 def merge_verb(argv: Sequence[str]) -> None:
     """Checkpoint with low-rank adapters -> the same model without, their sum in its weights."""
     parser = argparse.ArgumentParser(prog="llava-compete merge", description=merge_verb.__doc__)
@@ -346,6 +353,7 @@ def cache_features_verb(argv: Sequence[str]) -> None:
 VERBS = {
     "compose": compose_verb,
     "upcycle": upcycle_verb,
+    "import": import_verb,
     "count": count_verb,
     "train": train_verb,
     "merge": merge_verb,
