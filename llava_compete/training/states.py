@@ -43,6 +43,7 @@ class States(ABC):
 
     layout: Layout
     names: tuple[str, ...]  # of all parameters and buffers, tied ones once or more
+    trained: frozenset[str]  # names that the optimizer has
 
     @abstractmethod
     def weight(self, name: str) -> Tensor:
@@ -111,6 +112,7 @@ class PlainStates(States):
         self.names = tuple(self._files)
         ranks = len(list(checkpoint.glob("rng_state_*.pth")))
         self.layout = Layout(zero_stage=0, world_size=max(ranks, 1))
+        self.trained = frozenset(trained)
         self._states: dict[str, dict[str, Tensor]] = {}
         if not trained:
             return
@@ -126,10 +128,10 @@ class PlainStates(States):
 
     def weight(self, name: str) -> Tensor:
         value = self._files[name].get_tensor(name)
-        return value.float() if name in self._states else value
+        return value.float() if name in self.trained else value
 
     def optimizer_state(self, name: str) -> dict[str, Tensor]:
-        return dict(self._states.get(name, {}))
+        return self._states.get(name, {})
 
 
 class Piece(NamedTuple):
@@ -164,9 +166,10 @@ class ShardedStates(States):
         )
         self._frozen: Mapping[str, torch.Size] = model["frozen_param_shapes"] or {}
         self.names = tuple(model["module"])
+        self.trained = frozenset(self._shapes)
 
     def weight(self, name: str) -> Tensor:
-        if name in self._shapes:
+        if name in self.trained:
             return self._whole(name, MASTER)
         model = self._models[0]
         if name not in self._frozen:
@@ -176,7 +179,7 @@ class ShardedStates(States):
         return torch.cat(parts)[: shape.numel()].view(shape)
 
     def optimizer_state(self, name: str) -> dict[str, Tensor]:
-        if name not in self._shapes:
+        if name not in self.trained:
             return {}
         first = self._pieces[name][0]
         states = self._groups[first.rank][first.group]
