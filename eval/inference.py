@@ -24,7 +24,7 @@ class Inference:
 
 
 def describe(changes: Mapping[str, Any]) -> Iterator[str]:
-    """A phrase for each thing that ``eval.model.changes`` found; none where all is as saved."""
+    """A phrase for each thing that ``eval.decoding.changes`` found; none where all is as saved."""
     for part, routing in sorted(changes.get("routing", {}).items()):
         options = json.dumps(routing["router_options"], sort_keys=True)
         yield f"{part} routed by {routing['router']} {options}, top {routing['top_k']}"

@@ -1,11 +1,11 @@
-"""Samples in, texts and losses out; no other file than this and ``pictures`` imports torch.
+"""Samples in, texts and losses out.
 
 B samples, L positions with image tokens, A answer tokens in the batch, T new tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 
 import llava_compete
+from eval.decoding import decoding_of, routing_of
 from eval.expert_load import ExpertLoad
 from eval.inference import Inference
 from eval.option_losses import answer_token_losses, cut
 from eval.pictures import Pictures
 from eval.predict import Answer, TooLargeError
 from eval.sampling import Sampling
-from eval.store import Record
 from eval.task import Sample
-from llava_compete import MoEConfig, RoutingChange, SelfContrast
-from llava_compete.checkpoint import changed_configs, read_config
+from llava_compete import SelfContrast
 from llava_compete.data import IGNORED, Collator
 from llava_compete.data.encode import tokenise, tokenise_prompt
 from llava_compete.prefix import can_share, padded_left, run_prefixes, split
@@ -66,8 +65,8 @@ class LlavaCompete:
 
         ValueError where it cannot be loaded so, and where its routing would see the answers.
         """
-        routing, self_contrast = _asked(inference)
-        num_beams, sampling = _decoding(inference)
+        routing, self_contrast = routing_of(inference)
+        num_beams, sampling = decoding_of(inference)
         model, processor = llava_compete.load(checkpoint, dtype=dtype, routing=routing)
         model.check_causal()
         device = torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
@@ -228,62 +227,6 @@ def _telling_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TooLargeError(str(error)) from error
-
-
-def changes(checkpoint: Path, inference: Inference) -> Record:
-    """What ``inference`` makes other than the checkpoint is saved, in whole; {} where nothing.
-
-    ValueError where the checkpoint cannot be run so, as far as its config.json tells.
-    """
-    config = read_config(checkpoint)
-    routing, self_contrast = _asked(inference)
-    asked = changed_configs(config, routing, checkpoint)
-    saved = _routings(config.moe_configs)
-    found: Record = {}
-    if other := {p: r for p, r in _routings(asked).items() if r != saved[p]}:
-        found["routing"] = other
-    if self_contrast is not None:
-        self_contrast.check(asked)
-        found["self_contrast"] = asdict(self_contrast)
-    num_beams, sampling = _decoding(inference)
-    if num_beams > 1:
-        found["num_beams"] = num_beams
-    if sampling is not None:
-        found["sampling"] = asdict(sampling)
-    if inference.rank_options:
-        found["rank_options"] = True
-    return found
-
-
-def _decoding(inference: Inference) -> tuple[int, Sampling | None]:
-    num_beams = inference.num_beams or 1
-    if inference.sampling is None:
-        return num_beams, None
-    if num_beams > 1:
-        raise ValueError(
-            f"num_beams={num_beams} and sampling: beams are searched, give one of them"
-        )
-    return num_beams, Sampling.parse(inference.sampling)
-
-
-def _asked(inference: Inference) -> tuple[RoutingChange, SelfContrast | None]:
-    routing = RoutingChange(
-        router=inference.router,
-        router_options=inference.router_options,
-        top_k=inference.top_k,
-        parts=inference.router_parts,
-    )
-    if inference.self_contrast is None:
-        return routing, None
-    return routing, SelfContrast.parse(inference.self_contrast)
-
-
-def _routings(configs: Mapping[str, MoEConfig]) -> dict[str, Record]:
-    # Of a MoEConfig what an answer depends on; loss weights and seeds are of training.
-    return {
-        part: {"router": c.router, "router_options": c.router_options, "top_k": c.top_k}
-        for part, c in configs.items()
-    }
 
 
 def generate(

@@ -80,7 +80,7 @@ def predict(
     requests: Sequence[Request],
     run_dir: Path,
     *,
-    batch_size: int = 32,
+    batch_size: int = 64,
     batch_tokens: int = 16384,
     rank: Rank = ONLY_RANK,
 ) -> int:

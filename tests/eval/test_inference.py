@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import llava_compete
+from eval import decoding
 from eval import model as adapter
 from eval.__main__ import main
 from eval.inference import Inference, describe, mark
@@ -223,14 +224,14 @@ def test_a_router_with_another_gate_is_refused_by_name(refused, checkpoints, tmp
 
 def test_nothing_asked_for_is_nothing_changed(checkpoints):
     assert not Inference()
-    assert adapter.changes(checkpoints["moe"], Inference()) == {}
-    assert adapter.changes(checkpoints["dense"], Inference()) == {}
+    assert decoding.changes(checkpoints["moe"], Inference()) == {}
+    assert decoding.changes(checkpoints["dense"], Inference()) == {}
     assert list(describe({})) == []
     assert mark({}) == ""
 
 
 def test_defaults_of_self_contrast_are_recorded_in_whole(checkpoints):
-    changes = adapter.changes(checkpoints["moe"], Inference(self_contrast={}))
+    changes = decoding.changes(checkpoints["moe"], Inference(self_contrast={}))
     defaults = SelfContrast()
     assert changes["self_contrast"] == {
         "alpha": defaults.alpha,
@@ -269,4 +270,4 @@ def test_answers_found_otherwise_are_kept_apart_and_do_not_depend_on_the_batch(
 
 
 def test_one_beam_is_greedy_decoding(checkpoints):
-    assert adapter.changes(checkpoints["dense"], Inference(num_beams=1)) == {}
+    assert decoding.changes(checkpoints["dense"], Inference(num_beams=1)) == {}
