@@ -5,7 +5,6 @@ N images, H and W pixels, P patches an image, V feature width over all scales.
 Only the image side of a CLIP-like model is built, and only up to the block whose output is used.
 """
 
-import pickle
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,11 @@ import open_clip
 import timm
 import torch
 from open_clip.model import _build_vision_tower
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llava_compete.multiscale import check_scales, count_crops, cut, put_together
 from llava_compete.names import nearest
+from llava_compete.weight_files import read_weights
 
 TIMM_PREFIX = "timm/"
 
@@ -258,7 +256,7 @@ def load_tower(config: VisionConfig, pretrained: str) -> ImageTower:
     """
     tower = ImageTower(config)
     if Path(pretrained).is_file():
-        state = _read_state(Path(pretrained))
+        state = read_weights(Path(pretrained))
     else:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         if pretrained not in tags:
@@ -267,7 +265,7 @@ def load_tower(config: VisionConfig, pretrained: str) -> ImageTower:
                 f"tag; tags: {tags or 'none'}"
             )
         tag = open_clip.get_pretrained_cfg(config.name, pretrained)
-        state = _read_state(Path(open_clip.download_pretrained(tag)))
+        state = read_weights(Path(open_clip.download_pretrained(tag)))
     wanted = tower.trunk.state_dict()
     found = {}
     for key, value in state.items():
@@ -283,15 +281,3 @@ def load_tower(config: VisionConfig, pretrained: str) -> ImageTower:
         )
     tower.trunk.load_state_dict(found, strict=False)
     return tower
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} cannot be read as weights (a TorchScript archive is not supported): {error}"
-        ) from error
-    return state.get("state_dict", state)
