@@ -11,6 +11,8 @@ from llava_compete.moe.routers import Router
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.finite import FiniteGuard
 
+PLANNED = "planned_steps"  # its place in the trainer's state
+
 
 def build_schedule(model: Model, args: TrainArgs, max_steps: int) -> CompetitionSchedule:
     """The run's schedule over the model's competitors."""
@@ -22,6 +24,16 @@ def build_schedule(model: Model, args: TrainArgs, max_steps: int) -> Competition
         warmup_steps=int(warmup * max_steps) if warmup < 1 else int(warmup),
         seed=args.seed,
     )
+
+
+def planned_steps(state: TrainerState) -> int:
+    """The steps that the run began with, kept where a resume has another ``max_steps``.
+
+    The warm-up of the competition and what routers do at a share of the steps go by it, so that a
+    longer run keeps the decisions of the shorter one.
+    """
+    first = {"args": {}, "attributes": {"steps": state.max_steps}}
+    return state.stateful_callbacks.setdefault(PLANNED, first)["attributes"]["steps"]
 
 
 class CompetitionCallback(TrainerCallback):
@@ -37,7 +49,7 @@ class CompetitionCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainArgs, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.schedule = build_schedule(self.model, args, state.max_steps)
+        self.schedule = build_schedule(self.model, args, planned_steps(state))
 
     def on_step_begin(
         self, args: TrainArgs, state: TrainerState, control: TrainerControl, **_: Any
@@ -56,7 +68,7 @@ class RouterStateCallback(TrainerCallback):
         self, args: TrainArgs, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         for router in self.routers:
-            router.begin_step(state.global_step, state.max_steps)
+            router.begin_step(state.global_step, planned_steps(state))
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         moved = [router for router in self.routers if type(router).end_step is not Router.end_step]

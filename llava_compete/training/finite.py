@@ -72,7 +72,7 @@ class FiniteGuard(TrainerCallback):
         self.bad = torch.zeros((), dtype=torch.bool, device=trainer.args.device)  # the last step
         self._batches: list[MicroBatch] = []  # of the step under way
         self._open: Step | None = None
-        self._logged = (0, 0)  # steps, and those left out, since the last log
+        self.logged = (0, 0)  # steps, and those left out, since the last log; progress.py keeps it
         _check_zero(trainer.args)
 
     def watch(self, inputs: Mapping[str, Any], loss: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
@@ -119,8 +119,8 @@ class FiniteGuard(TrainerCallback):
 
     def correct(self, logs: dict[str, Any]) -> None:
         """The mean loss is that of the steps that were taken; without one there is none."""
-        steps, skipped = self._logged
-        self._logged = (0, 0)
+        steps, skipped = self.logged
+        self.logged = (0, 0)
         if "loss" in logs and skipped == steps:
             del logs["loss"]
         elif "loss" in logs:
@@ -142,7 +142,7 @@ class FiniteGuard(TrainerCallback):
             for group, rate in zip(optimizer.param_groups, step.rates, strict=True):
                 group["lr"] = rate
         self.skipped += 1
-        self._logged = (self._logged[0], self._logged[1] + 1)
+        self.logged = (self.logged[0], self.logged[1] + 1)
         trainer.state.stateful_callbacks[STATE] = {"args": {}, "attributes": {"n": self.skipped}}
         said = self._write(step)
         if trainer.args.non_finite == "stop":
@@ -192,7 +192,7 @@ class FiniteGuard(TrainerCallback):
     ) -> None:
         known = state.stateful_callbacks.get(STATE, {}).get("attributes", {})
         self.skipped = known.get("n", 0)
-        self._batches, self._open, self._logged = [], None, (0, 0)
+        self._batches, self._open, self.logged = [], None, (0, 0)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._loss_before = self.trainer._tr_loss.clone()
@@ -202,7 +202,7 @@ class FiniteGuard(TrainerCallback):
     ) -> None:
         summed = self.trainer._tr_loss
         summed.copy_(torch.where(self.bad, self._loss_before, summed))
-        self._logged = (self._logged[0] + 1, self._logged[1])
+        self.logged = (self.logged[0] + 1, self.logged[1])
         asked = (control.should_log, control.should_save, control.should_evaluate)
         if any(asked) or control.should_training_stop or self.trainer.is_deepspeed_enabled:
             self.settle()

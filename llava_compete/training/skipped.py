@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llava_compete.data.aside import written_aside
+
 if TYPE_CHECKING:
     from llava_compete.training.trainer import LlavaTrainer
 
@@ -70,7 +72,9 @@ class SkippedRows(TrainerCallback):
     ) -> None:
         self._before = Counts(**state.stateful_callbacks.get(STATE, {}).get("attributes", {}))
         self._skipped, self._drawn = 0, 0
-        self._sum_up(state)
+        if args.should_save:
+            self._forget_after(state.global_step)
+        self._sum_up(state)  # the other ranks wait here
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -83,6 +87,15 @@ class SkippedRows(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.on_step_end(args, state, control)
+
+    def _forget_after(self, step: int) -> None:
+        """Remove the records of later steps, which are done again, and a line that was cut."""
+        if not self.file.is_file():
+            return
+        lines = self.file.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        with written_aside(self.file) as partial:
+            partial.write_text("".join(ln for ln in whole if json.loads(ln)["step"] <= step))
 
     def _sum_up(self, state: TrainerState) -> None:
         mine = torch.tensor([self._skipped, int(self._drawn)], device=self.trainer.args.device)

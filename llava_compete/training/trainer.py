@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer
+from transformers.trainer_utils import TrainOutput
 
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.training.args import TrainArgs
@@ -22,6 +23,7 @@ from llava_compete.training.finite import FiniteGuard
 from llava_compete.training.loader import make_loader
 from llava_compete.training.parts import check_parts, part_names
 from llava_compete.training.preemption import Preemption
+from llava_compete.training.progress import Progress
 from llava_compete.training.saving import FINAL, PARTIAL, CheckpointWriter
 from llava_compete.training.skipped import SkippedRows
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
@@ -68,6 +70,13 @@ class LlavaTrainer(Trainer):
 
             self.add_callback(RoutingCallback(self))
         self.add_callback(self._finite)  # the last: by then the others have asked to save or stop
+        self._num_parameters = _count_without_embeddings(model)
+        self._progress = Progress(self)
+        self.add_callback(self._progress)  # the last that hears of a training's beginning
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
+        self._progress.checkpoint = resume_from_checkpoint and Path(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The rows as ``batching`` says, with the loader options of TrainingArguments."""
@@ -108,6 +117,8 @@ class LlavaTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # resumed from the last step's checkpoint, in the middle of an epoch
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._skipped is not None:
             for batch in batches:
@@ -138,6 +149,10 @@ class LlavaTrainer(Trainer):
         self._finite.see_norm(norm)
         return norm
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers' 6 * ids * parameters, where ZeRO-3's shards count as the whole, too."""
+        return 6 * inputs["input_ids"].numel() * self._num_parameters
+
     def note(self, values: Mapping[str, Tensor], weight: int = 1) -> None:
         """Scalars for the next log: their weighted mean over ranks, with the same names on each."""
         for name, value in values.items():
@@ -159,7 +174,12 @@ class LlavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         write = super()._save_checkpoint
-        self.writer.save(self.state.global_step, lambda folder: write(model, trial))
+
+        def write_all(folder: Path) -> None:
+            write(model, trial)
+            self._progress.write(folder)
+
+        self.writer.save(self.state.global_step, write_all)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every named loss over micro-batches, ranks and steps since last time.
@@ -180,7 +200,20 @@ class LlavaTrainer(Trainer):
         self._finite.correct(logs)
         if self._skipped is not None:
             logs["data/skipped"] = self._skipped.total.skipped
+        if "train_loss" in logs:  # transformers: of the steps since the resume
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
+
+
+def _count_without_embeddings(model: nn.Module) -> int:
+    embeddings = {
+        f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Embedding
+    }
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for name, parameter in model.named_parameters()
+        if name not in embeddings
+    )
 
 
 def _sum_and_weight(noted: list[tuple[Tensor, int]]) -> Tensor:

@@ -109,7 +109,7 @@ def test_counts_go_on_after_a_resume(recipe: dict[str, Any]) -> None:
     }
     again = train(recipe, resume="auto")
     assert [entry["data/skipped"] for entry in again] == [entry["data/skipped"] for entry in whole]
-    assert records(recipe) == [*first, *(record for record in first if record["step"] > 3)]
+    assert records(recipe) == first, "rows of the steps that were done again are there twice"
 
 
 def test_a_run_without_skipping_can_be_resumed_with_it(recipe: dict[str, Any]) -> None:
