@@ -34,7 +34,7 @@ class Preemption(TrainerCallback):
         self.args = args
         self.agreed = False  # all ranks save this step and leave; set at a step's end
         self._asked_at: float | None = None  # when this rank's first signal came
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None  # a ProcessGroup of several ranks
         self._before: dict[signal.Signals, Any] = {}  # handlers; empty: not entered
 
     def __enter__(self) -> Self:

@@ -146,7 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the folder of all runs")
     args = parser.parse_args(argv)
     setups = [Setup(*values) for values in itertools.product(STAGES, ZEROS, WORLDS)]
-    root = Path(tempfile.mkdtemp(prefix="llava-compete-faults-"))
+    memory = Path("/dev/shm")  # a killed process loses there what it loses on a disk: nothing
+    root = Path(
+        tempfile.mkdtemp(prefix="llava-compete-faults-", dir=memory if memory.is_dir() else None)
+    )
     suite = Suite(root, args.seed)
     if args.quick:
         run_suite(suite, QUICK, kills=8, others=1)
