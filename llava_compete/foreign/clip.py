@@ -6,11 +6,10 @@ and the blocks behind it reach nothing.
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule, Split
+from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule, Split, thirds
+from llava_compete.moe.dense import read_ffn
 from llava_compete.vision import VisionConfig
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of pixels in 0..1
@@ -97,33 +96,19 @@ def clip_rules(prefix: str, config: CLIPVisionConfig, layer: int) -> list[AnyRul
     ]
 
 
-def export_clip_config(vision: VisionConfig) -> CLIPVisionConfig:
-    """transformers' description of an open_clip tower up to the block whose output is used.
-
-    ValueError for a tower with parts that transformers' CLIP does not have.
-    """
-    tower = dict(vision.tower)
-    act = tower.pop("act_kwargs", {})
-    eps = tower.pop("norm_kwargs", {}).get("eps", 1e-5)
-    depth, width = tower.pop("layers"), tower.pop("width")
-    heads = width // tower.pop("head_width", 64)
-    intermediate = int(width * tower.pop("mlp_ratio", 4.0))
-    patch, size = tower.pop("patch_size"), tower.pop("image_size")
-    if vision.layer == "final" or any(value for value in tower.values()):
-        raise ValueError(
-            f"image tower {vision.name} (layer {vision.layer}, {tower}) has no form in "
-            f"transformers' CLIP, whose feature is a block's output"
-        )
-    exact = "gelu_pytorch_tanh" if act.get("approximate") == "tanh" else "gelu"
+def export_clip_config(trunk: Any, vision: VisionConfig) -> CLIPVisionConfig:
+    """transformers' description of an open_clip trunk, which ends with the block that is used."""
+    block = trunk.transformer.resblocks[0]
+    ffn = read_ffn(block.mlp, "vision")
     return CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=intermediate,
-        num_hidden_layers=range(depth)[vision.layer] + 1,
-        num_attention_heads=heads,
-        image_size=size,
-        patch_size=patch,
-        hidden_act="quick_gelu" if vision.quick_gelu else exact,
-        layer_norm_eps=eps,
+        hidden_size=vision.width,
+        intermediate_size=ffn.down.in_features,
+        num_hidden_layers=len(trunk.transformer.resblocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=vision.image_size,
+        patch_size=trunk.conv1.kernel_size[0],
+        hidden_act=ffn.activation,
+        layer_norm_eps=block.ln_1.eps,
         projection_dim=vision.embed_dim,
     )
 
@@ -149,8 +134,3 @@ def export_clip_rules(prefix: str) -> list[AnyRule]:
         Rule(rf"{block}mlp\.c_fc\.(weight|bias)", rf"{to}.mlp.fc1.\2"),
         Rule(rf"{block}mlp\.c_proj\.(weight|bias)", rf"{to}.mlp.fc2.\2"),
     ]
-
-
-def thirds(tensor: Tensor) -> list[Tensor]:
-    """Queries', keys' and values' rows, each with memory of its own."""
-    return [part.clone() for part in torch.chunk(tensor, 3)]

@@ -20,6 +20,11 @@ def same(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def thirds(tensor: Tensor) -> list[Tensor]:
+    """Queries', keys' and values' rows of one map, each with memory of its own."""
+    return [part.clone() for part in tensor.chunk(3)]
+
+
 @dataclass(frozen=True)
 class Rule:
     r"""A key that ``pattern`` matches whole becomes ``target``, a template with \1 or \g<name>."""

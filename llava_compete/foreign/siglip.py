@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from transformers import SiglipVisionConfig
 
-from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule
+from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule, Split, thirds
+from llava_compete.moe.dense import read_ffn
 from llava_compete.vision import VisionConfig
 
 # Any SigLIP model of timm; every number of its shape is overridden.
@@ -111,5 +112,46 @@ def siglip_rules(
             order=("q", "k", "v"),
         ),
         Rule(rf"{block}self_attn\.out_proj\.(weight|bias)", rf"{to}.attn.proj.\2"),
+        Rule(rf"{block}mlp\.(fc[12])\.(weight|bias)", rf"{to}.mlp.\2.\3"),
+    ]
+
+
+def export_siglip_config(trunk: Any, vision: VisionConfig) -> SiglipVisionConfig:
+    """transformers' description of a timm trunk, which ends with the block that is used."""
+    block = trunk.blocks[0]
+    ffn = read_ffn(block.mlp, "vision")
+    return SiglipVisionConfig(
+        hidden_size=vision.width,
+        intermediate_size=ffn.down.in_features,
+        num_hidden_layers=len(trunk.blocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=vision.image_size,
+        patch_size=trunk.patch_embed.patch_size[0],
+        hidden_act=ffn.activation,
+        layer_norm_eps=block.norm1.eps,
+        vision_use_head=False,
+    )
+
+
+def export_siglip_rules(prefix: str) -> list[AnyRule]:
+    """Our names of a timm tower to transformers', each below ``prefix``."""
+    block, to = r"vision\.trunk\.blocks\.(\d+)\.", rf"{prefix}encoder.layers.\1"
+    return [
+        Rule(
+            r"vision\.trunk\.patch_embed\.proj\.(weight|bias)",
+            rf"{prefix}embeddings.patch_embedding.\1",
+        ),
+        Rule(
+            r"vision\.trunk\.pos_embed",
+            f"{prefix}embeddings.position_embedding.weight",
+            lambda positions_1PV: positions_1PV[0],
+        ),
+        Rule(rf"{block}norm([12])\.(weight|bias)", rf"{to}.layer_norm\2.\3"),
+        Split(
+            rf"{block}attn\.qkv\.(weight|bias)",
+            tuple(rf"{to}.self_attn.{part}_proj.\2" for part in "qkv"),
+            thirds,
+        ),
+        Rule(rf"{block}attn\.proj\.(weight|bias)", rf"{to}.self_attn.out_proj.\2"),
         Rule(rf"{block}mlp\.(fc[12])\.(weight|bias)", rf"{to}.mlp.\2.\3"),
     ]

@@ -1,17 +1,26 @@
 """A training checkpoint as plain Hugging Face safetensors, without a launcher."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor, GenerationConfig
+from transformers import AutoProcessor, GenerationConfig, LlavaProcessor
 
 from llava_compete.checkpoint import Parameters, count_parameters, read_config, save
+from llava_compete.foreign.to_llava_hf import save_llava_hf
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.training.states import open_states
 
+Writer = Callable[[Model, LlavaProcessor, Path], None]
+FORMATS: dict[str, Writer] = {"llava_compete": save, "llava_hf": save_llava_hf}
 
-def export(checkpoint: Path, output: Path, *, dtype: torch.dtype = torch.bfloat16) -> Parameters:
+
+def export(
+    checkpoint: Path, output: Path, *, dtype: torch.dtype = torch.bfloat16, write: Writer = save
+) -> Parameters:
     """Write the model of any training checkpoint, ZeRO-3's shards too, as ``load`` reads it.
+
+    Another of FORMATS makes it a checkpoint of another project.
 
     Trained parameters come from the optimizer's float32 copies where there are such. Parameters
     get ``dtype``, buffers keep theirs. ValueError where the checkpoint lacks a weight or a file.
@@ -34,5 +43,5 @@ def export(checkpoint: Path, output: Path, *, dtype: torch.dtype = torch.bfloat1
     model.tie_weights()
     if (checkpoint / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint)
-    save(model, AutoProcessor.from_pretrained(checkpoint), output)
+    write(model, AutoProcessor.from_pretrained(checkpoint), output)
     return count_parameters(model)

@@ -66,7 +66,7 @@ def test_both_spellings_of_the_keys_are_read(tmp_path):
 
 @pytest.mark.parametrize("head", ["absent", "equal", "other"])
 def test_a_tied_head_may_be_in_the_file_if_it_is_equal(tmp_path, head):
-    theirs = make_hf_llava(tmp_path, text={"tie_word_embeddings": True}, tie_word_embeddings=True)
+    theirs = make_hf_llava(tmp_path, text={"tie_word_embeddings": True})
     file = tmp_path / "model.safetensors"
     state = load_file(file)
     embeddings = next(value for key, value in state.items() if key.endswith("embed_tokens.weight"))
