@@ -110,6 +110,14 @@ class RowTable:
         """Which row of the data file it is, from 0."""
         return int(self._numbers[index])
 
+    def fingerprint(self) -> str:
+        """Of the rows, their order and their lengths, wherever the data file lies."""
+        digest = hashlib.sha256()
+        for name in ("row", "length"):
+            for buffer in self._batch.column(name).buffers():
+                digest.update(buffer or b"")
+        return f"{len(self)} rows, {digest.hexdigest()[:20]}"
+
     def summary(self) -> dict[str, SourceCounts]:
         """Counts by source, the sources with most rows first."""
         column = self._batch.column("source")

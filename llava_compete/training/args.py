@@ -84,6 +84,13 @@ class TrainArgs(TrainingArguments):
             "or the communication library is first."
         },
     )
+    trial_save: bool = field(
+        default=True,
+        metadata={
+            "help": "Before the first step write what the run will save, read it again and remove "
+            "it: what cannot be saved shows then, not at the end."
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Show one sample, batch shapes and parameters, and stop."}
     )

@@ -29,9 +29,11 @@ from llava_compete.packed_attention import PACKED_SDPA
 from llava_compete.tower import open_features
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.callbacks import build_schedule
+from llava_compete.training.manifest import read_manifest
 from llava_compete.training.output import DATA, RECIPE, agreed, find_resume, refuse_results
 from llava_compete.training.parts import check_parts, set_trainable
 from llava_compete.training.saving import clean_up
+from llava_compete.training.settings import check_settings, run_settings
 from llava_compete.training.trainer import LlavaTrainer
 from llava_compete.training.watchdog import Watchdog
 
@@ -86,10 +88,14 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     record = check_data(dataset, data_args) if args.process_index == 0 else None
     skips = data_args.broken_images == "skip"
     recipe = resolved(argv, (model_args, data_args, args))
+    settings = run_settings((model_args, data_args, args), args, dataset, model.config)
+    if resume_from is not None:
+        check_settings(read_manifest(Path(resume_from)).settings, settings, resume_from)
     trainer = LlavaTrainer(
         model=model,
         args=args,
         recipe=recipe,
+        settings=settings,
         train_dataset=dataset,
         data_collator=Collator(processor),
         processing_class=processor,
