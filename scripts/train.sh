@@ -8,6 +8,9 @@
 #     NNODES=2 RDZV_ENDPOINT=host:29500 on each of them
 #   MASTER_PORT=29501 bash scripts/train.sh ...             a second run on the same machine
 #   LAUNCHER=python bash scripts/train.sh ...               one process, no launcher
+#
+# SIGTERM or SIGUSR1 to it: the ranks save at the next step's end, and it ends by code 75. A step
+# that hangs ends by code 76. docs/reliability.md
 set -euo pipefail
 if [[ -f ${1:-} ]]; then # the recipe may be named from where the user stands
   recipe=$(realpath "$1")
@@ -15,6 +18,8 @@ if [[ -f ${1:-} ]]; then # the recipe may be named from where the user stands
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
+# By its path: a process that only hands signals on has no need to import the package.
+launch=(python -P llava_compete/training/launch.py)
 
 case ${LAUNCHER:-deepspeed} in
   deepspeed)
@@ -22,15 +27,16 @@ case ${LAUNCHER:-deepspeed} in
     [[ -n ${HOSTFILE:-} ]] && words+=(--hostfile "$HOSTFILE")
     [[ -n ${NUM_PROCESSES:-} ]] && words+=(--num_gpus "$NUM_PROCESSES")
     [[ -n ${MASTER_PORT:-} ]] && words+=(--master_port "$MASTER_PORT")
-    exec deepspeed "${words[@]}" --module llava_compete train "$@"
+    exec "${launch[@]}" deepspeed "${words[@]}" --module llava_compete train "$@"
     ;;
   torchrun)
     words=(--nproc-per-node "${NUM_PROCESSES:-gpu}" --master-port "${MASTER_PORT:-29500}")
+    words+=(--shutdown-timeout 600) # seconds from a signal that reaches it until it kills the ranks
     [[ -n ${NNODES:-} ]] && words+=(
       --nnodes "$NNODES" --rdzv-backend c10d
       --rdzv-endpoint "${RDZV_ENDPOINT:?NNODES needs RDZV_ENDPOINT=host:port}"
     )
-    exec torchrun "${words[@]}" -m llava_compete train "$@"
+    exec "${launch[@]}" torchrun "${words[@]}" -m llava_compete train "$@"
     ;;
   python)
     exec python -m llava_compete train "$@"

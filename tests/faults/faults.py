@@ -1,6 +1,7 @@
-"""The faults: each disturbs a training, says how often, and checks what the disturbed start said.
+"""The faults: each disturbs a training and checks what the disturbed start did.
 
-A fault gets a ``Case`` and starts the training itself, so that it can hold the ranks.
+A fault gets a ``Case``, starts its training and says whether it met it: a training may be done
+before the moment comes.
 """
 
 import os
@@ -38,7 +39,7 @@ class Case:
     def start(self, *flags: str, hooks: dict[int, Hook] | None = None) -> Run:
         return Run(self.setup, self.recipe, self.output, *flags, hooks=hooks)
 
-    def any_rank(self) -> int:
+    def any_rank(self) -> bool:
         return self.rng.randrange(self.setup.world)
 
     def checkpoints(self) -> list[Path]:
@@ -53,7 +54,7 @@ class Case:
             time.sleep(0.005)
 
 
-def kill_all(case: Case) -> int:
+def kill_all(case: Case) -> bool:
     """kill -9 of every rank at a random moment."""
     run = case.start()
     case.sleep_into(run)
@@ -64,7 +65,7 @@ def kill_all(case: Case) -> int:
     return bool(killed)
 
 
-def kill_one(case: Case) -> int:
+def kill_one(case: Case) -> bool:
     """kill -9 of one rank at a random moment."""
     run = case.start()
     case.sleep_into(run)
@@ -73,19 +74,19 @@ def kill_one(case: Case) -> int:
     return KILLED in run.wait()
 
 
-def kill_in_save(case: Case) -> int:
+def kill_in_save(case: Case) -> bool:
     """kill -9 of one rank between two file operations of a save."""
     run = case.start(hooks={case.any_rank(): hooks.in_save(case.rng.randint(1, 60))})
     return KILLED in run.wait()
 
 
-def kill_in_loading(case: Case) -> int:
+def kill_in_loading(case: Case) -> bool:
     """kill -9 of one rank while a row is read."""
     run = case.start(hooks={case.any_rank(): hooks.in_loading(case.rng.randint(1, STEPS))})
     return KILLED in run.wait()
 
 
-def preempt(number: signal.Signals, case: Case) -> int:
+def preempt(number: signal.Signals, case: Case) -> bool:
     """SIGTERM or SIGUSR1 to one rank, or to all, at a random moment of the training."""
     run = case.start()
     while run.alive() and not (case.output / f"checkpoint-{SAVE_STEPS}").exists():
@@ -97,20 +98,20 @@ def preempt(number: signal.Signals, case: Case) -> int:
         os.kill(rank.pid, number)
     codes = run.wait()
     if set(codes) == {0} or set(codes) & {-number}:  # behind the last step
-        return 0
+        return False
     assert set(codes) == {PREEMPTED}, f"{number.name} ends by {codes}:\n{run.said()}"
-    return len(signalled) > 0
+    return bool(signalled)
 
 
-def sigterm(case: Case) -> int:
+def sigterm(case: Case) -> bool:
     return preempt(signal.SIGTERM, case)
 
 
-def sigusr1(case: Case) -> int:
+def sigusr1(case: Case) -> bool:
     return preempt(signal.SIGUSR1, case)
 
 
-def damage(case: Case, harm: Callable[[Path], None]) -> int:
+def damage(case: Case, harm: Callable[[Path], None]) -> bool:
     """Kill all in the training's second half, then harm a file of the newest checkpoint."""
     run = case.start()
     while run.alive() and not (case.output / f"checkpoint-{2 * SAVE_STEPS}").exists():
@@ -121,17 +122,17 @@ def damage(case: Case, harm: Callable[[Path], None]) -> int:
     newest = case.checkpoints()[-1]
     files = sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size)
     harm(case.rng.choice(files))
-    return 1
+    return True
 
 
-def truncated(case: Case) -> int:
+def truncated(case: Case) -> bool:
     def harm(file: Path) -> None:
         os.truncate(file, case.rng.randrange(file.stat().st_size))
 
     return damage(case, harm)
 
 
-def bit_flipped(case: Case) -> int:
+def bit_flipped(case: Case) -> bool:
     def harm(file: Path) -> None:
         data = bytearray(file.read_bytes())
         data[case.rng.randrange(len(data))] ^= 1 << case.rng.randrange(8)
@@ -140,11 +141,11 @@ def bit_flipped(case: Case) -> int:
     return damage(case, harm)
 
 
-def missing(case: Case) -> int:
+def missing(case: Case) -> bool:
     return damage(case, Path.unlink)
 
 
-def full_disk(case: Case) -> int:
+def full_disk(case: Case) -> bool:
     """The file system of the output, a tmpfs, has no byte left from a step on."""
     case.output.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "none", str(case.output)]
@@ -161,10 +162,10 @@ def full_disk(case: Case) -> int:
         subprocess.run(["umount", str(case.output)], check=True)
     case.output.rmdir()
     kept.rename(case.output)
-    return 1
+    return True
 
 
-def rank_hangs(case: Case) -> int:
+def rank_hangs(case: Case) -> bool:
     """One of several ranks is stopped by SIGSTOP, a single one sleeps: the watchdog ends them."""
     hung = case.any_rank()
     alone = case.setup.world == 1
@@ -176,20 +177,20 @@ def rank_hangs(case: Case) -> int:
     report = (case.output / REPORT.format(others[0])).read_text()
     assert f"rank {others[0]} of {case.setup.world}" in report, report
     assert alone or f"no report of ranks [{hung}]" in report, report
-    return 1
+    return True
 
 
-def nan_weight(case: Case) -> int:
+def nan_weight(case: Case) -> bool:
     """A NaN in a weight of one rank: the run stops, and no checkpoint has it."""
     hook = hooks.nan_at_step(case.rng.randint(2, STEPS - 1))
     run = case.start(hooks={case.any_rank(): hook})
     codes = run.wait()
     assert not set(codes) & {0}, f"a NaN ends by {codes}:\n{run.said()}"
     assert (case.output / "non_finite.json").exists(), run.said()
-    return 1
+    return True
 
 
-def image_gone(case: Case) -> int:
+def image_gone(case: Case) -> bool:
     """The pictures disappear before the second step; the run stops by naming a row."""
     away = case.images.with_name("away")
     run = case.start(hooks={0: hooks.at_step(2, lambda: case.images.rename(away) and None)})
@@ -197,7 +198,7 @@ def image_gone(case: Case) -> int:
     away.rename(case.images)
     assert not set(codes) & {0}, f"pictures that are gone end by {codes}:\n{run.said()}"
     assert "row-" in run.said(), run.said()
-    return 1
+    return True
 
 
 KILLS = (kill_all, kill_one, kill_in_save, kill_in_loading)
