@@ -10,7 +10,7 @@ imported where there are adapters, and only there.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ class LoraSettings:
     dropout: float = 0.05  # of an adapter's input, in training
     targets: tuple[str, ...] | None = None  # last names of linear maps; None: all of the parts
     parts: tuple[str, ...] = ("language_model",)
+    quantize: Literal["nf4"] | None = None  # adapted maps in 4 bits while training: quantized.py
 
     def __post_init__(self) -> None:
         for name in ("targets", "parts"):  # JSON gives lists
@@ -46,6 +47,8 @@ class LoraSettings:
             raise ValueError(f"lora: dropout={self.dropout} must be at least 0 and below 1")
         if not self.parts or self.targets == ():
             raise ValueError(f"lora: parts={self.parts}, targets={self.targets} must not be empty")
+        if self.quantize not in (None, "nf4"):
+            raise ValueError(f"lora: quantize={self.quantize!r} must be nf4 or left out")
         for part in self.parts:
             if part not in PARTS:
                 raise ValueError(f"lora: unknown part {part!r}{nearest(part, PARTS)}")

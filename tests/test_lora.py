@@ -155,6 +155,7 @@ def test_a_part_is_trained_whole_or_by_adapters(checkpoints):
         ({"r": "many"}, "r.*many"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"parts": ["language"]}, "unknown part 'language'; did you mean language_model"),
+        ({"quantize": "fp4"}, "quantize='fp4' must be nf4 or left out"),
         ({"parts": []}, "must not be empty"),
         ({"targets": []}, "must not be empty"),
     ],

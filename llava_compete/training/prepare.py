@@ -17,6 +17,7 @@ import deepspeed
 import torch
 import yaml
 from transformers import LlavaProcessor
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.logging import disable_progress_bar
 
 from llava_compete.checkpoint import load
@@ -26,6 +27,7 @@ from llava_compete.lora import LoraSettings, add_lora
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe import RoutingChange
 from llava_compete.packed_attention import PACKED_SDPA
+from llava_compete.quantized import quantize_frozen
 from llava_compete.tower import open_features
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.callbacks import build_schedule
@@ -80,6 +82,12 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     )
     if model_args.lora is not None:
         add_lora(model, LoraSettings.of(model_args.lora), args.seed)
+    if model.config.lora is not None and model.config.lora["quantize"] is not None:
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "lora: quantize does not go with ZeRO-3, which shards weights itself: use ZeRO-2"
+            )
+        quantize_frozen(model, args.device)
     set_trainable(model, model_args.trainable)
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
     if model.competitors():

@@ -1,0 +1,71 @@
+"""Two gloo processes train adapters: every ZeRO stage gives data-parallel training's losses."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from llava_compete.moe.upcycle import PARTS
+from tests import tiny
+from tests.training.test_zero import REPOSITORY, torchrun, train
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts in every part, adapters beside the decoder's attention."""
+    root = tmp_path_factory.mktemp("lora")
+    checkpoint = tiny.make_checkpoint(root / "moe", parts=PARTS, perturbation=1.0)
+    rows, images = tiny.write_rows(root, n=2 * STEPS)
+    file = root / "recipe.yaml"
+    values = {
+        "checkpoint": str(checkpoint),
+        "trainable": ["projector"],
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "parts": ["language_model"]},
+        "data_path": str(rows),
+        "image_folder": str(images),
+        "output_dir": str(root / "unused"),
+        "per_device_train_batch_size": 1,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "competition_rate": 0.5,
+        "competition_max_layers": 3,
+        "competition_warmup": 1,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "use_cpu": True,
+        "report_to": "none",
+    }
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.fixture(scope="module")
+def plain(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Path]:
+    output = tmp_path_factory.mktemp("ddp") / "run"
+    return [entry["loss"] for entry in train(torchrun(), recipe, output)], output
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_zero_gives_the_losses_of_data_parallel_training(
+    stage: str, recipe: Path, plain: tuple[list[float], Path], tmp_path: Path
+) -> None:
+    losses, output = plain
+    flags = ["--deepspeed", str(REPOSITORY / "zero_configs" / f"{stage}.json")]
+    sharded = [entry["loss"] for entry in train(torchrun(), recipe, tmp_path / "run", *flags)]
+    assert sharded == pytest.approx(losses, rel=1e-4)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    expected = load_file(output / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(weights[name], value, atol=1e-3, rtol=1e-3, msg=name)
+    if stage == "zero3":
+        half = ["--resume", str(tmp_path / "run" / "checkpoint-2")]
+        again = [e["loss"] for e in train(torchrun(), recipe, tmp_path / "again", *flags, *half)]
+        assert again == sharded
