@@ -209,7 +209,7 @@ def load(
         for part in routing.parts or config.moe_configs:
             for layer in model.moe_layers()[part]:
                 reset_router(layer.router)
-    return model, AutoProcessor.from_pretrained(path)
+    return model, AutoProcessor.from_pretrained(path, trust_remote_code=False)
 
 
 def changed_configs(

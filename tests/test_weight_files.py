@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_compete import load
+from llava_compete.__main__ import main
 from llava_compete.weight_files import read_folder, read_index, read_weights
+from tests import tiny
 
 
 class Harm:
@@ -134,6 +136,59 @@ def test_load_refuses_an_index_that_points_outside_its_folder(tmp_path, checkpoi
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ValueError, match="only the name of a file beside the index is read"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        (
+            "processor_config.json",
+            {"processor_class": "Evil", "auto_map": {"AutoProcessor": "evil.Evil"}},
+        ),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}},
+        ),
+    ],
+)
+def test_load_runs_no_code_of_the_checkpoint_and_does_not_ask_to(
+    tmp_path, checkpoints, file, values
+):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints["dense"], copy)
+    (copy / "evil.py").write_text(
+        f"open({str(tmp_path / 'mark')!r}, 'w').close()\nclass Evil: pass\n"
+    )
+    known = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(known | values))
+    with pytest.raises(ValueError, match="contains custom code"):
+        load(copy)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_verbs_refuse_a_pickle_that_would_run_code(tmp_path):
+    mark = tmp_path / "mark"
+    torch.save({"a": Harm(mark)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "llava_llama", "mm_vision_tower": "openai/clip-vit-large-patch14"}
+        )
+    )
+    with pytest.raises(SystemExit, match="pickled code is never run"):
+        main(["import", str(tmp_path), str(tmp_path / "out")])
+    language_model = tiny.make_language_model(tmp_path / "lm")
+    compose = [
+        "compose",
+        "--language_model",
+        str(language_model),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    tower = ["--vision", "ViT-B-32", "--vision_weights", str(tmp_path / "pytorch_model.bin")]
+    norm = ["--image_mean", *"000", "--image_std", *"111", "--no-quick_gelu"]
+    with pytest.raises(SystemExit, match="pickled code is never run"):
+        main([*compose, *tower, *norm])
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "\xff"])

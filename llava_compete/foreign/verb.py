@@ -1,13 +1,14 @@
 """The verb ``import``: which layout a folder has is read from its files."""
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llava_compete.checkpoint import count_parameters, refuse_non_empty
 from llava_compete.foreign.hf_llava import import_hf_llava
@@ -71,7 +72,7 @@ def import_verb(argv: Sequence[str]) -> None:
     if foreign := [name for name in given if name not in layout.flags]:
         raise ValueError(f"{args.source} is {layout.name}, which takes no --{foreign[0]}")
     imported = layout.read(args.source, **given)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.language_model or args.source)
+    tokenizer = read_tokenizer(args.tokenizer or args.language_model or args.source)
     model, processor = build(
         imported, tokenizer, dtype=getattr(torch, args.dtype), format_name=args.chat_format
     )
@@ -80,6 +81,17 @@ def import_verb(argv: Sequence[str]) -> None:
         f"{args.output}: {layout.name}, {type(model.language_model).__name__}, "
         f"{count_parameters(model).total:,} parameters; {imported.report.summary()} ({REPORT})"
     )
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; ValueError where only an absent package could read it."""
+    alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if alone and importlib.util.find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"{folder} has a tokenizer.model and no tokenizer.json: `pip install sentencepiece`, "
+            f"or give --tokenizer, a folder with the same tokenizer's tokenizer.json"
+        )
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def read_layout(folder: Path) -> Layout:

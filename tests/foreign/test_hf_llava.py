@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
-from llava_compete import load
+from llava_compete import LlavaCompeteConfig, load
 from llava_compete.__main__ import main
 from llava_compete.checkpoint import upcycle_model
-from llava_compete.foreign.hf_llava import import_hf_llava
-from llava_compete.foreign.imported import build
+from llava_compete.foreign.hf_llava import hf_llava_rules, import_hf_llava
+from llava_compete.foreign.imported import build, import_state
+from llava_compete.foreign.towers import describe
 from tests import tiny
 from tests.foreign.llava import built, largest_difference, make_hf_llava
 
@@ -159,6 +160,20 @@ def test_an_imported_model_is_upcycled_with_its_output(tmp_path):
     ours, _ = build(import_hf_llava(tmp_path), AutoTokenizer.from_pretrained(tmp_path))
     upcycle_model(ours, tiny.moe_configs(("language_model", "projector", "vision")))
     assert largest_difference(theirs, ours, picture=True) < TOLERANCE
+
+
+def test_llava_1_5_7b_in_full_size_has_the_tensors_that_ours_wants():
+    """Shapes alone, on the meta device."""
+    config = LlavaConfig()
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(config)
+    tower = config.vision_config
+    ours = LlavaCompeteConfig(
+        text_config=config.text_config, vision_config=describe("clip", tower, -2).to_dict()
+    )
+    mapped = import_state(ours, theirs.state_dict(), hf_llava_rules(tower, -2), source="7b")
+    assert len(mapped.report.used) + len(mapped.report.dropped) == len(theirs.state_dict())
+    assert mapped.config.vision.num_patches == 576
 
 
 def test_the_verb_makes_a_checkpoint_that_loads_and_answers(tmp_path, capsys):

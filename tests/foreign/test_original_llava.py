@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModel
 
 from llava_compete import load
 from llava_compete.__main__ import main
 from llava_compete.foreign import towers
+from llava_compete.foreign.keys import map_keys
 from llava_compete.foreign.original_llava import import_original_llava
+from llava_compete.foreign.verb import read_tokenizer
+from llava_compete.vision import ImageTower, VisionConfig
 from tests.foreign.llava import (
     SIZES,
     TOWERS,
@@ -198,4 +202,22 @@ def test_published_towers_have_open_clips_shape():
             assert vision.tower[key] == registered[key], name
         side = tower.config.image_size // tower.config.patch_size
         assert vision.num_patches == side**2
-    assert json.dumps(vision.to_dict())
+        assert VisionConfig(**json.loads(json.dumps(vision.to_dict()))) == vision
+
+
+@pytest.mark.parametrize("name", towers.PUBLISHED)
+def test_published_towers_in_full_size_have_the_tensors_that_ours_wants(name):
+    """Shapes alone, on the meta device."""
+    config = towers.PUBLISHED[name].config
+    with torch.device("meta"):
+        theirs = AutoModel.from_config(config)
+        ours = ImageTower(towers.describe(name, config, -2))
+    wanted = {f"vision.{key}": value.shape for key, value in ours.state_dict().items()}
+    map_keys(theirs.state_dict(), towers.tower_rules(r"(?:vision_model\.)?", config, -2), wanted)
+
+
+def test_a_tokenizer_that_needs_an_absent_package_says_so(monkeypatch, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="`pip install sentencepiece`, or give --tokenizer"):
+        read_tokenizer(tmp_path)
