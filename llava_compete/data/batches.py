@@ -21,6 +21,19 @@ WINDOW = 64  # global batches whose units are sorted by length together
 Ints = NDArray[np.integer]
 
 
+class Order(NamedTuple):
+    """What the order of the rows depends on beside the seed."""
+
+    grouped: int  # units of near length that come one after the other: a global batch
+    filled: int  # an epoch's units are filled up to a multiple of it
+
+    @classmethod
+    def of(cls, batch_size: int, world_size: int) -> "Order":
+        """That of a run which begins with so many ranks."""
+        step = batch_size * world_size
+        return cls(grouped=step, filled=step if world_size > 1 else 1)
+
+
 class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
     """The batches of one rank: lists of row numbers, or of packs, which are tuples of them.
 
@@ -32,6 +45,9 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
     ``packed``: the rows in packs of at most ``max_length`` tokens (best fit decreasing over the
     epoch); a batch is ``batch_size`` packs, grouped like rows by how full they are. Which lengths
     lie together is the same in every epoch, which of the rows of one length is drawn anew.
+
+    ``order`` says which units are grouped and how far an epoch is filled up; a run that goes on
+    with other ranks keeps that of its beginning, and so draws the same rows in the same order.
 
     A function of (``seed``, ``epoch``) alone, ranks differing only in the part they take. Every
     row comes once an epoch. What lacks to the last global batch is filled up from the epoch's
@@ -51,6 +67,7 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        order: "Order | None" = None,
     ) -> None:
         if batching not in BATCHINGS:
             raise ValueError(f"batching={batching!r} is not known{nearest(batching, BATCHINGS)}")
@@ -65,6 +82,7 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.order = order or Order.of(batch_size, world_size)
         if batching == "packed":
             assert max_length is not None
             self._packs = best_fit_decreasing(self.lengths_N, max_length)
@@ -74,9 +92,14 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
         """What a batch is counted in: packs of an epoch where it is packed, else rows."""
         return len(self._packs.filled_P) if self.batching == "packed" else len(self.lengths_N)
 
+    @property
+    def num_places(self) -> int:
+        """Units of an epoch, those counted twice that fill it up."""
+        return _round_up(self.num_units, self.order.filled)
+
     def __len__(self) -> int:
         """Batches of an epoch, the same in every epoch and on every rank."""
-        return -(-self.num_units // (self.batch_size * self.world_size))
+        return -(-self.num_places // (self.batch_size * self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration goes through this epoch."""
@@ -85,7 +108,7 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
     def __iter__(self) -> Iterator[list[int] | list[tuple[int, ...]]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         rows_N = _permutation(len(self.lengths_N), generator)
-        step = self.batch_size * self.world_size
+        step = self.order.grouped
         if self.batching == "packed":
             packs_P = _permutation(self.num_units, generator)
             packs_P = _group_by_length(packs_P, self._packs.filled_P, step, generator)
@@ -100,13 +123,12 @@ class Batches(Sampler[list[int] | list[tuple[int, ...]]]):
 
     def _numbers(self) -> Iterator[Ints]:
         """The places in the epoch's order that each batch of this rank takes."""
-        units = self.num_units
         for step in range(len(self)):
             first = (step * self.world_size + self.rank) * self.batch_size
             last = first + self.batch_size
             if self.world_size == 1:
-                last = min(last, units)
-            yield np.arange(first, last) % units
+                last = min(last, self.num_places)
+            yield np.arange(first, last) % self.num_units
 
 
 class Packs(NamedTuple):
@@ -180,6 +202,10 @@ def _group_by_length(units_U: Ints, lengths: Ints, step: int, generator: torch.G
     whole = len(units_U) // step
     units_SB = units_U[: whole * step].reshape(whole, step)[_permutation(whole, generator)]
     return np.concatenate([units_SB.ravel(), units_U[whole * step :]])
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _permutation(n: int, generator: torch.Generator) -> Ints:

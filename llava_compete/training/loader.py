@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from llava_compete.data import LlavaDataset
-from llava_compete.data.batches import BATCHINGS, Batches
+from llava_compete.data.batches import BATCHINGS, Batches, Order
 from llava_compete.names import nearest
 from llava_compete.training.preemption import outlive_one_signal
 
@@ -51,8 +51,11 @@ def make_loader(
     *,
     batching: str,
     batch_size: int,
+    order: Order | None = None,
 ) -> DataLoader:
     """The batches of this rank, with the loader options of TrainingArguments.
+
+    ``order`` is that of the run's beginning where it had other ranks.
 
     Its ``set_epoch`` reaches the Batches, and so does that of transformers' Trainer through the
     SkipBatchSampler of a resumed epoch.
@@ -65,6 +68,7 @@ def make_loader(
         seed=args.seed if args.data_seed is None else args.data_seed,
         rank=args.process_index,
         world_size=args.world_size,
+        order=order,
     )
     workers = args.dataloader_num_workers
     loader = DataLoader(

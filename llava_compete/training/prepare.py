@@ -32,6 +32,7 @@ from llava_compete.tower import open_features
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.callbacks import build_schedule
 from llava_compete.training.manifest import read_manifest
+from llava_compete.training.order import ORDER, kept_accumulation, run_order
 from llava_compete.training.output import DATA, RECIPE, agreed, find_resume, refuse_results
 from llava_compete.training.parts import check_parts, set_trainable
 from llava_compete.training.saving import clean_up
@@ -58,6 +59,12 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     if args.process_index == 0 and args.resume != "never" and not args.dry_run:
         clean_up(output_dir)
     resume_from = agreed(args, lambda: find_resume(args.resume, output_dir))
+    before = read_manifest(Path(resume_from)) if resume_from is not None else None
+    if before and (steps := kept_accumulation(args, before)) != args.gradient_accumulation_steps:
+        argv = [*argv, f"--gradient_accumulation_steps={steps}"]
+        model_args, data_args, args = parse(
+            (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
+        )
     if resume_from is None and not args.dry_run:
         refuse_results(output_dir, keep_own=args.resume == "auto")
     if args.deepspeed:
@@ -97,13 +104,16 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     skips = data_args.broken_images == "skip"
     recipe = resolved(argv, (model_args, data_args, args))
     settings = run_settings((model_args, data_args, args), args, dataset, model.config)
-    if resume_from is not None:
-        check_settings(read_manifest(Path(resume_from)).settings, settings, resume_from)
+    order = run_order(args, before)
+    settings[ORDER] = list(order)
+    if before is not None:
+        check_settings(before.settings, settings, str(resume_from))
     trainer = LlavaTrainer(
         model=model,
         args=args,
         recipe=recipe,
         settings=settings,
+        order=order,
         train_dataset=dataset,
         data_collator=Collator(processor),
         processing_class=processor,

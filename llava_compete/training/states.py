@@ -182,18 +182,26 @@ class ShardedStates(States):
         if name not in self.trained:
             return {}
         first = self._pieces[name][0]
-        states = self._groups[first.rank][first.group]
-        return {
-            key: self._whole(name, key) if torch.is_tensor(value) and value.dim() else value
-            for key, value in states.items()
-            if key != MASTER
-        }
+        found = {}
+        for key, value in self._groups[first.rank][first.group].items():
+            if key == MASTER:
+                continue
+            if torch.is_tensor(value) and value.dim():
+                found[key] = self._whole(name, key)
+            else:  # one of all parameters of a group, which torch's optimizers count up in place
+                found[key] = torch.as_tensor(value).clone()
+        return found
 
     def _whole(self, name: str, key: str) -> Tensor:
-        parts = [
-            self._groups[piece.rank][piece.group][key].narrow(0, piece.start, piece.numel)
-            for piece in self._pieces[name]
-        ]
+        parts = []
+        for piece in self._pieces[name]:
+            flat = self._groups[piece.rank][piece.group]
+            if flat[key].shape != flat[MASTER].shape:
+                raise ValueError(
+                    f"the optimizer's {key} is not an element a weight: its states cannot be moved "
+                    f"to another layout"
+                )
+            parts.append(flat[key].narrow(0, piece.start, piece.numel))
         shape = self._shapes[name]
         return torch.cat(parts)[: math.prod(shape)].view(shape)
 

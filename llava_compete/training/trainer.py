@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
+from llava_compete.data.batches import Order
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.callbacks import (
@@ -26,6 +27,8 @@ from llava_compete.training.preemption import Preemption
 from llava_compete.training.progress import Progress
 from llava_compete.training.saving import FINAL, PARTIAL, CheckpointWriter
 from llava_compete.training.skipped import SkippedRows
+from llava_compete.training.states import open_states
+from llava_compete.training.universal import is_moved, load_states, load_weights
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
 
 
@@ -42,12 +45,14 @@ class LlavaTrainer(Trainer):
         max_skipped_share: float | None = None,  # of rows; None: the dataset skips none
         recipe: Mapping[str, Any] | None = None,  # for the manifests of checkpoints
         settings: Mapping[str, Any] | None = None,  # likewise: what a resume must not change
+        order: Order | None = None,  # of the rows, as it was at the run's beginning
         **kwargs: Any,
     ) -> None:
         if "wandb" in args.report_to:
             use_wandb_offline_without_account()
         super().__init__(model=model, args=args, **kwargs)
         self.writer = CheckpointWriter(args, recipe or {}, settings or {})
+        self._order = order
         self._seen: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._finite = FiniteGuard(self)
         self.preemption = Preemption(args)
@@ -89,15 +94,17 @@ class LlavaTrainer(Trainer):
             self.accelerator,
             batching=self.args.batching,
             batch_size=self._train_batch_size,
+            order=self._order,
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = cls(self._parameter_groups(), **kwargs)
+            self.optimizer = cls(self.parameter_groups(), **kwargs)
         return self.optimizer
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's: trained parameters that have a learning rate and a decay in common."""
         rates = self.args.part_learning_rates or {}
         check_parts(rates, "part_learning_rates", self.model)
         decayed = set(self.get_decay_parameter_names(self.model))
@@ -171,6 +178,22 @@ class LlavaTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers puts a checkpoint."""
         return str(self.writer.folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if is_moved(self.args, resume_from_checkpoint):
+            load_weights(self.model, open_states(Path(resume_from_checkpoint)))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> Any:
+        moved = is_moved(self.args, resume_from_checkpoint)
+        native = None if moved else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, native)
+        if moved:
+            load_states(self, Path(str(resume_from_checkpoint)))
+        return prepared
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         write = super()._save_checkpoint
