@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llava_compete import load
+from llava_compete.__main__ import main
 from llava_compete.training.prepare import prepare, run
 from tests import tiny
 
@@ -110,6 +111,44 @@ def test_adapters_have_a_learning_rate_of_their_own(recipe: dict[str, Any]) -> N
         for group in optimizer.param_groups
         for parameter in group["params"]
     } == {(True, 0.5), (False, 1e-2)}
+
+
+def test_a_training_in_4_bits_resumes_to_the_bit_and_leaves_an_ordinary_checkpoint(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    saving = {"save_strategy": "steps", "save_steps": 2, "lora": {**LORA, "quantize": "nf4"}}
+    whole = train(recipe, **saving)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    plain = load_file(Path(recipe["checkpoint"]) / "model.safetensors")
+    assert {name.replace(".base_layer", "") for name in weights if ".lora_" not in name} == {*plain}
+    again = train(
+        recipe,
+        **saving,
+        output_dir=str(tmp_path / "again"),
+        resume=str(tmp_path / "run" / "checkpoint-2"),
+    )
+    assert again == whole
+    for name, value in load_file(tmp_path / "again" / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+    rounded = "language_model.model.layers.0.self_attn.q_proj.base_layer.weight"
+    assert not torch.equal(weights[rounded], plain[rounded.replace(".base_layer", "")])
+    main(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "merged")])
+    assert load(tmp_path / "merged")[0].config.lora is None
+
+
+def test_other_adapters_are_refused_on_resume(recipe: dict[str, Any], tmp_path: Path) -> None:
+    train(recipe, save_strategy="steps", save_steps=2)
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(ValueError, match="lora"):
+        prepare(
+            argv(
+                recipe,
+                lora={**LORA, "alpha": 16},
+                output_dir=str(tmp_path / "again"),
+                resume=checkpoint,
+            )
+        )
 
 
 @pytest.mark.parametrize(
