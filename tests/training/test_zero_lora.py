@@ -1,5 +1,6 @@
 """Two gloo processes train adapters: every ZeRO stage gives data-parallel training's losses."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,20 @@ def test_zero_gives_the_losses_of_data_parallel_training(
         half = ["--resume", str(tmp_path / "run" / "checkpoint-2")]
         again = [e["loss"] for e in train(torchrun(), recipe, tmp_path / "again", *flags, *half)]
         assert again == sharded
+
+
+def test_zero_2_in_4_bits_gives_the_losses_of_training_without_it(
+    recipe: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    values = yaml.safe_load(recipe.read_text())
+    values["lora"]["quantize"] = "nf4"
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(values))
+    one = [sys.executable, "-m"]
+    losses = [entry["loss"] for entry in train(one, file, tmp_path / "plain")]
+    flags = ["--deepspeed", str(REPOSITORY / "zero_configs" / "zero2.json")]
+    sharded = [entry["loss"] for entry in train(one, file, tmp_path / "zero2", *flags)]
+    assert sharded == pytest.approx(losses, rel=1e-4)
+    plain, weights = (load_file(tmp_path / run / "model.safetensors") for run in ("plain", "zero2"))
+    assert weights.keys() == plain.keys()
