@@ -65,7 +65,7 @@ class CheckpointWriter:
         return final
 
     def write_aside(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
-        """PARTIAL/``name``, written by all ranks, with its manifest."""
+        """PARTIAL/``name``, written by all ranks, with its manifest; what was there is gone."""
         partial = self.output_dir / PARTIAL / name
         if self.args.should_save:
             remove(partial)
@@ -94,7 +94,10 @@ class CheckpointWriter:
     def _write_manifest(self, folder: Path, step: int) -> None:
         """Each rank hashes its share of the files, rank 0 writes down what they found."""
         rank, world_size = self.args.process_index, self.args.world_size
-        found = hash_files(folder, list_files(folder)[rank::world_size], sync=True)
+        names = list_files(folder)
+        if any(other != names for other in gather_object([names])):
+            raise OSError(f"not every rank sees what the others wrote to {folder}: they share it")
+        found = hash_files(folder, names[rank::world_size], sync=True)
         entries = dict(gather_object(list(found.items())))
         if self.args.should_save:
             manifest = Manifest(

@@ -28,6 +28,7 @@ from llava_compete.training.progress import Progress
 from llava_compete.training.saving import FINAL, PARTIAL, CheckpointWriter
 from llava_compete.training.skipped import SkippedRows
 from llava_compete.training.states import open_states
+from llava_compete.training.trial import TrialSave
 from llava_compete.training.universal import is_moved, load_states, load_weights
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
 
@@ -77,7 +78,8 @@ class LlavaTrainer(Trainer):
         self.add_callback(self._finite)  # the last: by then the others have asked to save or stop
         self._num_parameters = _count_without_embeddings(model)
         self._progress = Progress(self)
-        self.add_callback(self._progress)  # the last that hears of a training's beginning
+        self.add_callback(self._progress)  # behind those that begin anew with a training
+        self.add_callback(TrialSave(self))
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
         self._progress.checkpoint = resume_from_checkpoint and Path(resume_from_checkpoint)
@@ -196,13 +198,12 @@ class LlavaTrainer(Trainer):
         return prepared
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        write = super()._save_checkpoint
+        self.writer.save(self.state.global_step, self.write_checkpoint)
 
-        def write_all(folder: Path) -> None:
-            write(model, trial)
-            self._progress.write(folder)
-
-        self.writer.save(self.state.global_step, write_all)
+    def write_checkpoint(self, folder: Path) -> None:
+        """All that a resume needs, on every rank, to ``folder``, which lies in writer.folder."""
+        super()._save_checkpoint(self.model_wrapped, None)
+        self._progress.write(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every named loss over micro-batches, ranks and steps since last time.
