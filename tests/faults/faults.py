@@ -22,7 +22,7 @@ from tests.faults.runs import SAVE_STEPS, STEPS, Hook, Run, Setup
 
 KILLED = -signal.SIGKILL
 STEP_TIMEOUT = 4.0  # seconds, where a rank hangs
-DISK = 64  # MiB of the file system that is filled
+MOUNT = ["mount", "-t", "tmpfs", "-o", "size=64m", "none"]  # the file system that is filled
 
 
 @dataclass
@@ -145,11 +145,20 @@ def missing(case: Case) -> bool:
     return damage(case, Path.unlink)
 
 
+def can_mount(folder: Path) -> bool:
+    """May this process mount a tmpfs? A container may be forbidden to."""
+    place = folder / "mounted"
+    place.mkdir(exist_ok=True)
+    if subprocess.run([*MOUNT, str(place)], capture_output=True, check=False).returncode:
+        return False
+    subprocess.run(["umount", str(place)], check=True)
+    return True
+
+
 def full_disk(case: Case) -> bool:
     """The file system of the output, a tmpfs, has no byte left from a step on."""
     case.output.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "none", str(case.output)]
-    subprocess.run(mount, check=True)
+    subprocess.run([*MOUNT, str(case.output)], check=True)
     try:
         filled = hooks.at_step(case.rng.randint(3, STEPS - 2), hooks.fill_disk(case.output))
         run = case.start(hooks={0: filled})
