@@ -27,6 +27,7 @@ from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule
 from llava_compete.foreign.siglip import siglip_rules, siglip_vision
 from llava_compete.model import LlavaCompeteConfig
 from llava_compete.moe import MoEConfig
+from llava_compete.vision import VisionConfig
 from llava_compete.weight_files import LAYOUTS, read_folder, read_index
 
 LAYER = -2  # the block whose output is the last one's input
@@ -76,23 +77,31 @@ def import_libmoe(
     if not isinstance(tower, SiglipVisionConfig):
         raise ValueError(f"{folder}: image tower {name!r} is not a SigLIP")
     state = read_folder(folder)
-    scales = _scales(state, tower.hidden_size)
     statistics = towers.read_pixel_statistics(folder, tower.image_size)
     given = {} if statistics is None else statistics._asdict()
+    vision = siglip_vision(name, tower, LAYER, scales=_scales(state, tower.hidden_size), **given)
+    text = Phi3Config(**{key: values[key] for key in TEXT_KEYS & set(values)})
+    config = libmoe_config(state, text, vision, top_k=top_k, router=router)
+    return import_state(config, state, libmoe_rules(tower), source=str(folder))
+
+
+def libmoe_config(
+    state: Mapping[str, Tensor], text: Phi3Config, vision: VisionConfig, *, top_k: int, router: str
+) -> LlavaCompeteConfig:
+    """Our configuration, with as many experts as the weights have."""
     experts = {
         "projector": _num_experts(state, PROJECTOR),
         "vision": _num_experts(state, f"{TOWER}encoder.layers.0.moelayer."),
     }
-    config = LlavaCompeteConfig(
-        text_config=Phi3Config(**{key: values[key] for key in TEXT_KEYS & set(values)}),
-        vision_config=siglip_vision(name, tower, LAYER, scales=scales, **given).to_dict(),
+    return LlavaCompeteConfig(
+        text_config=text,
+        vision_config=vision.to_dict(),
         projector="mlp2x_gelu",
         moe={
             part: MoEConfig(num_experts=number, top_k=top_k, router=router).to_dict()
             for part, number in experts.items()
         },
     )
-    return import_state(config, state, libmoe_rules(tower), source=str(folder))
 
 
 def libmoe_rules(siglip: SiglipVisionConfig) -> list[AnyRule]:

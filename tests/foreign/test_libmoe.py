@@ -4,10 +4,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
+from transformers import Phi3Config, Phi3ForCausalLM, SiglipVisionModel
 
 from llava_compete import LlavaCompeteForConditionalGeneration, load
-from llava_compete.foreign.imported import build, save_imported
-from llava_compete.foreign.libmoe import import_libmoe, is_libmoe
+from llava_compete.__main__ import main
+from llava_compete.foreign import towers
+from llava_compete.foreign.imported import import_state
+from llava_compete.foreign.libmoe import (
+    LAYER,
+    PROJECTOR,
+    TOWER,
+    import_libmoe,
+    is_libmoe,
+    libmoe_config,
+    libmoe_rules,
+)
+from llava_compete.foreign.siglip import siglip_vision
 from llava_compete.processor import prompt_batch
 from tests import tiny
 from tests.foreign import libmoe
@@ -156,15 +168,41 @@ def test_the_layout_is_told_by_the_projectors_experts(tmp_path):
     assert not is_libmoe(tmp_path)
 
 
-def test_an_imported_checkpoint_is_one_of_ours(reference, read, tmp_path):
-    result, tokenizer = read(), tiny.make_tokenizer()
-    model, processor = build(result, tokenizer)
-    save_imported(model, processor, result.report, tmp_path / "ours")
-    loaded, again = load(tmp_path / "ours")
-    image_id = loaded.config.image_token_id
+def test_the_papers_model_in_full_size_has_the_tensors_that_ours_wants():
+    """Shapes alone, on the meta device: 4 experts in 27 blocks and the projector."""
+    tower = towers.PUBLISHED["google/siglip-so400m-patch14-224"].config
+    with torch.device("meta"):
+        state = Phi3ForCausalLM(Phi3Config()).state_dict()
+        for name, value in SiglipVisionModel(tower).state_dict().items():
+            key = f"{TOWER}{name.removeprefix('vision_model.')}"
+            at, mlp, rest = key.partition("mlp.")
+            if not mlp or "vision_model.head." in key:
+                state[key] = value
+                continue
+            state |= {f"{at}moelayer.experts.{expert}.{rest}": value for expert in range(4)}
+            state[f"{at}moelayer.gate.weight"] = torch.empty(4, 1152)
+        for layer, width in (("0", 2304), ("2", 3072)):
+            for expert in range(4):
+                state[f"{PROJECTOR}experts.{expert}.{layer}.weight"] = torch.empty(3072, width)
+                state[f"{PROJECTOR}experts.{expert}.{layer}.bias"] = torch.empty(3072)
+        state[f"{PROJECTOR}gate.weight"] = torch.empty(4, 2304)
+    vision = siglip_vision("so400m", tower, LAYER, scales=(1, 3))
+    config = libmoe_config(state, Phi3Config(), vision, top_k=2, router="compete")
+    imported = import_state(config, state, libmoe_rules(tower), source="meta")
+    # As `llava-compete count paper_used` has it.
+    assert sum(value.numel() for value in imported.tensors.values()) == 5_058_400_000
+
+
+def test_the_verb_makes_a_checkpoint_of_ours(reference, tmp_path):
+    theirs = libmoe.write_checkpoint(tmp_path / "theirs", reference.state_dict())
+    tiny.make_tokenizer().save_pretrained(theirs)
+    main(["import", str(theirs), str(tmp_path / "ours")])
+    loaded, processor = load(tmp_path / "ours")
+    assert "prob_flips: the competition" in (tmp_path / "ours" / "import_report.txt").read_text()
     content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-    batch = prompt_batch(again, [[{"role": "user", "content": content}]], [[tiny.draw(1)]])
+    batch = prompt_batch(processor, [[{"role": "user", "content": content}]], [[tiny.draw(1)]])
     with torch.no_grad():
         ours = loaded(**batch).logits[0]
-    theirs = reference.logits(batch["input_ids"][0], image_id, batch["pixel_values"])
-    assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    image_id = loaded.config.image_token_id
+    expected = reference.logits(batch["input_ids"][0], image_id, batch["pixel_values"])
+    assert_close(ours, expected, atol=2e-5, rtol=1e-5)
