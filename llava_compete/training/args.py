@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from llava_compete.training.loader import check_order
 from llava_compete.training.policy import check_policy
+from llava_compete.training.watchdog import check_step_timeout
 
 
 @dataclass
@@ -98,4 +99,10 @@ class TrainArgs(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self, self.batching)
+        check_step_timeout(self.step_timeout, self.ddp_timeout)
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint=true: every run saves on SIGTERM and SIGUSR1, on all ranks "
+                "in the same step; leave it out"
+            )
         check_policy(self.non_finite, self.max_non_finite_share, fp16=self.fp16)

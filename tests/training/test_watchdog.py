@@ -9,6 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from llava_compete.training.args import TrainArgs
 from llava_compete.training.output import HANG
 from llava_compete.training.watchdog import HUNG, REPORT, Watchdog
 
@@ -81,3 +84,18 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
 
 def test_the_report_is_a_file_of_the_run() -> None:
     assert HANG.fullmatch(REPORT.format(12))
+
+
+@pytest.mark.parametrize("values", [{"step_timeout": -1}, {"step_timeout": 1800.0}])
+def test_a_time_that_the_watchdog_cannot_keep_is_refused(
+    tmp_path: Path, values: dict[str, float]
+) -> None:
+    with pytest.raises(
+        ValueError, match="step_timeout=.*must be 0 .never. or less than ddp_timeou"
+    ):
+        TrainArgs(output_dir=str(tmp_path), use_cpu=True, **values)
+
+
+def test_transformers_own_saving_on_a_signal_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="enable_jit_checkpoint=true"):
+        TrainArgs(output_dir=str(tmp_path), use_cpu=True, enable_jit_checkpoint=True)
