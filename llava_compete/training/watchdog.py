@@ -112,6 +112,6 @@ def check_step_timeout(step_timeout: float, ddp_timeout: float) -> None:
     """ValueError for a time that is none, or one that the communication library never waits for."""
     if not 0 <= step_timeout < ddp_timeout:
         raise ValueError(
-            f"step_timeout={step_timeout} must be 0 (never) or less than ddp_timeout={ddp_timeout}: "
-            f"the watchdog has to be first; give a smaller one, or a larger ddp_timeout"
+            f"step_timeout={step_timeout} must be 0 (never) or less than ddp_timeout={ddp_timeout}"
+            f", or the watchdog comes too late: give a smaller one, or a larger ddp_timeout"
         )
