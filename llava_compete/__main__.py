@@ -230,6 +230,24 @@ def count_verb(argv: Sequence[str]) -> None:
     print(LEGEND)
 
 
+def plan_verb(argv: Sequence[str]) -> None:
+    """Memory of a training on each GPU, by ZeRO stage and batch size, from config.json alone."""
+    from llava_compete.plan import as_table, plan_of
+
+    parser = argparse.ArgumentParser(
+        prog="llava-compete plan",
+        description=plan_verb.__doc__,
+        usage="llava-compete plan RECIPE [--gpus N] [--gpu-memory GIB] [--key value ...]",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("recipe", help="recipe of a training; flags that follow override its keys")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of each")
+    args, flags = parser.parse_known_args(argv)
+    plan = plan_of([args.recipe, *flags], args.gpus, args.gpu_memory)
+    print(as_table(plan, args.gpu_memory))
+
+
 def train_verb(argv: Sequence[str]) -> Callable[[], None]:
     """Train a checkpoint by a recipe; RECIPE --help lists all keys."""
     from llava_compete.training.dry_run import describe
@@ -362,6 +380,7 @@ VERBS = {
     "upcycle": upcycle_verb,
     "import": import_verb,
     "count": count_verb,
+    "plan": plan_verb,
     "train": train_verb,
     "merge": merge_verb,
     "export": export_verb,

@@ -76,15 +76,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     model, processor = load(
         model_args.checkpoint,
         dtype=dtype,
-        routing=RoutingChange(
-            router=model_args.router,
-            router_options=model_args.router_options,
-            loss_weights=model_args.loss_weights,
-            top_k=model_args.top_k,
-            seed=model_args.router_seed,
-            parts=model_args.router_parts and tuple(model_args.router_parts),
-            fresh=model_args.fresh_routers,
-        ),
+        routing=routing_change(model_args),
         attn_implementation=_attention(model_args.attn_implementation, args.batching),
     )
     if model_args.lora is not None:
@@ -124,6 +116,19 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
         (output_dir / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False))
         (output_dir / DATA).write_text(json.dumps(record, indent=1))
     return trainer, resume_from
+
+
+def routing_change(args: Any) -> RoutingChange:
+    """The routing that a recipe's ModelArgs ask for."""
+    return RoutingChange(
+        router=args.router,
+        router_options=args.router_options,
+        loss_weights=args.loss_weights,
+        top_k=args.top_k,
+        seed=args.router_seed,
+        parts=args.router_parts and tuple(args.router_parts),
+        fresh=args.fresh_routers,
+    )
 
 
 def _attention(name: str, batching: str) -> str:
@@ -182,13 +187,18 @@ def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
 
 def wants_deepspeed(argv: Sequence[str]) -> bool:
     """Does the recipe, or a flag behind it, name a DeepSpeed configuration?"""
+    return bool(deepspeed_config(argv))
+
+
+def deepspeed_config(argv: Sequence[str]) -> str | None:
+    """The DeepSpeed configuration that the recipe, or a flag behind it, names."""
     value = read_recipe(Path(argv[0])).get("deepspeed")
     for word, following in pairwise([*argv[1:], ""]):
         if word == "--deepspeed":
             value = following
         elif word.startswith("--deepspeed="):
             value = word.partition("=")[2]
-    return bool(value)
+    return value
 
 
 def _be_a_world_of_one() -> None:
