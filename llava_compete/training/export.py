@@ -9,6 +9,7 @@ from transformers import AutoProcessor, GenerationConfig, LlavaProcessor
 from llava_compete.checkpoint import Parameters, count_parameters, read_config, save
 from llava_compete.foreign.to_llava_hf import save_llava_hf
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
+from llava_compete.training.manifest import MANIFEST, check_files, read_manifest
 from llava_compete.training.states import open_states
 
 Writer = Callable[[Model, LlavaProcessor, Path], None]
@@ -23,9 +24,12 @@ def export(
     Another of FORMATS makes it a checkpoint of another project.
 
     Trained parameters come from the optimizer's float32 copies where there are such. Parameters
-    get ``dtype``, buffers keep theirs. ValueError where the checkpoint lacks a weight or a file.
+    get ``dtype``, buffers keep theirs. ValueError where the checkpoint lacks a weight or a file, or
+    a file is not what its manifest says.
     """
     config = read_config(checkpoint, weights=False)
+    if (checkpoint / MANIFEST).is_file():
+        check_files(checkpoint, read_manifest(checkpoint))
     config.dtype = dtype
     states = open_states(checkpoint)
     with torch.device("meta"):

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llava_compete.checkpoint import refuse_non_empty
 from llava_compete.training.manifest import check_files, read_manifest
 from llava_compete.training.skipped import SKIPPED
+from llava_compete.training.states import refuse_foreign_pickles
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,11 +70,12 @@ def find_resume(resume: str, output_dir: Path) -> str | None:
 
 
 def _check_resumable(path: Path) -> None:
-    """ValueError says what a checkpoint lacks."""
+    """ValueError says what a checkpoint lacks, or which file holds what a training never writes."""
     manifest = read_manifest(path)
     if not manifest.resumable:
         raise ValueError(f"{path} has neither optimizer nor random states (save_only_model)")
     check_files(path, manifest)
+    refuse_foreign_pickles(path)
 
 
 def agreed(args: TrainingArguments, decide: Callable[[], T]) -> T:

@@ -75,11 +75,12 @@ def load_states(trainer: "LlavaTrainer", checkpoint: Path) -> None:
     rates = trainer.lr_scheduler.get_last_lr()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    logger.warning(
-        "%s was written by %s, this run has %s: states moved",
-        checkpoint,
-        *map(_in_words, (states.layout, Layout(zero_stage(trainer.args), trainer.args.world_size))),
-    )
+    if trainer.is_world_process_zero():
+        now = Layout(zero_stage(trainer.args), trainer.args.world_size)
+        logger.warning(
+            "%s was written by %s, this run has %s: its states are moved",
+            *(checkpoint, _in_words(states.layout), _in_words(now)),
+        )
 
 
 class Place(NamedTuple):
