@@ -254,6 +254,20 @@ def read_config(path: Path, *, weights: bool = True) -> LlavaCompeteConfig:
 
     Without ``weights`` only what a processor needs must be there.
     """
+    config = read_shape(path)
+    needed = [
+        *(weight_files(path) if weights else []),
+        "processor_config.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ]
+    if missing := [name for name in needed if not (path / name).is_file()]:
+        raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")
+    return config
+
+
+def read_shape(path: Path) -> LlavaCompeteConfig:
+    """config.json of a directory that need have no other file; ValueError where it is none."""
     if not path.is_dir():
         raise ValueError(f"checkpoint {path} is not a directory")
     config_file = path / "config.json"
@@ -266,14 +280,6 @@ def read_config(path: Path, *, weights: bool = True) -> LlavaCompeteConfig:
             f"{LlavaCompeteConfig.model_type!r}: `llava-compete compose` makes one of a language "
             f"model and an image tower"
         )
-    needed = [
-        *(weight_files(path) if weights else []),
-        "processor_config.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ]
-    if missing := [name for name in needed if not (path / name).is_file()]:
-        raise ValueError(f"checkpoint {path} is incomplete: it has no {', '.join(missing)}")
     return LlavaCompeteConfig.from_pretrained(path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from llava_compete.checkpoint import changed_configs, read_config
+from llava_compete.checkpoint import changed_configs, read_shape
 from llava_compete.config import DataArgs, ModelArgs, parse
 from llava_compete.model import LlavaCompeteConfig
 from llava_compete.rehearsal import Peak, Rehearsal
@@ -133,7 +133,9 @@ def as_table(plan: Plan, gpu_memory: float) -> str:
 
 def _check(model_args: ModelArgs, data_args: DataArgs, args: TrainArgs) -> None:
     if not args.optim.startswith("adamw_torch"):
-        raise ValueError(f"plan knows the states of adamw_torch, not those of optim={args.optim}")
+        raise ValueError(
+            f"plan knows the states of adamw_torch, not those of optim={args.optim.value}"
+        )
     if model_args.lora:
         raise ValueError("plan does not know lora: leave it out to see what training whole takes")
     if data_args.features:
@@ -142,7 +144,7 @@ def _check(model_args: ModelArgs, data_args: DataArgs, args: TrainArgs) -> None:
 
 def _config(args: ModelArgs) -> LlavaCompeteConfig:
     path = Path(args.checkpoint)
-    config = read_config(path)
+    config = read_shape(path)
     routing = routing_change(args)
     if routing:
         changed = changed_configs(config, routing, path)

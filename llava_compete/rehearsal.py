@@ -49,9 +49,11 @@ class Rehearsal:
         with torch.device("meta"):
             self.model = Model(config).to(dtype).train()
         self.autocast = autocast
-        self._mode = FakeTensorMode()
+        # What a router made while it was built, outside its buffers, has data.
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._mode:
             self.model._apply(lambda x: torch.empty(x.shape, dtype=x.dtype, device="cpu"))
+            self.model.tie_weights()
         set_trainable(self.model, trainable)
         if checkpointing:  # without random states, which have data
             kwargs = {"use_reentrant": False, "preserve_rng_state": False}
