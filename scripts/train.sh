@@ -31,7 +31,6 @@ case ${LAUNCHER:-deepspeed} in
     ;;
   torchrun)
     words=(--nproc-per-node "${NUM_PROCESSES:-gpu}" --master-port "${MASTER_PORT:-29500}")
-    words+=(--shutdown-timeout 600) # seconds from a signal that reaches it until it kills the ranks
     [[ -n ${NNODES:-} ]] && words+=(
       --nnodes "$NNODES" --rdzv-backend c10d
       --rdzv-endpoint "${RDZV_ENDPOINT:?NNODES needs RDZV_ENDPOINT=host:port}"

@@ -95,5 +95,5 @@ def make_loader(
 
 
 def _start_worker(worker: int, num_workers: int, rank: int) -> None:
-    seed_worker(worker, num_workers, rank)
     outlive_one_signal()
+    seed_worker(worker, num_workers, rank)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from llava_compete.training.output import CHECKPOINT
 from llava_compete.training.preemption import PREEMPTED
 from llava_compete.training.watchdog import HUNG, REPORT
@@ -87,20 +89,30 @@ def kill_in_loading(case: Case) -> bool:
 
 
 def preempt(number: signal.Signals, case: Case) -> bool:
-    """SIGTERM or SIGUSR1 to one rank, or to all, at a random moment of the training."""
+    """SIGTERM or SIGUSR1 to one rank, or to all with their loaders' workers, in the training."""
     run = case.start()
     while run.alive() and not (case.output / f"checkpoint-{SAVE_STEPS}").exists():
         time.sleep(0.002)
     time.sleep(case.rng.uniform(0, 0.05) * case.seconds)
-    one = run.ranks[case.any_rank()]
-    signalled = [r for r in (run.ranks if case.rng.random() < 0.5 else [one]) if r.is_alive()]
-    for rank in signalled:
-        os.kill(rank.pid, number)
+    if case.rng.random() < 0.5:
+        pids = [run.ranks[case.any_rank()].pid]
+    else:  # a scheduler signals every process of a job
+        pids = [process.pid for process in psutil.Process().children(recursive=True)]
+    signalled = [_signal(pid, number) for pid in pids]
     codes = run.wait()
     if set(codes) == {0} or set(codes) & {-number}:  # behind the last step
         return False
     assert set(codes) == {PREEMPTED}, f"{number.name} ends by {codes}:\n{run.said()}"
-    return bool(signalled)
+    return any(signalled)
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """False where the process has ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def sigterm(case: Case) -> bool:
