@@ -28,13 +28,18 @@ class Tower(NamedTuple):
 def load_tower(checkpoint: Path) -> Tower:
     """The image tower of a checkpoint directory, and nothing else of its weights.
 
-    ValueError for a tower with experts: their routers have to run in training.
+    ValueError for a tower with experts, whose routers have to run in training, or with adapters.
     """
     config = read_config(checkpoint)
     if "vision" in config.moe_configs:
         raise ValueError(
             f"checkpoint {checkpoint}: its image tower has experts, whose routers have to run in "
             f"training: only a dense tower's features can be cached"
+        )
+    if config.lora is not None and "vision" in config.lora["parts"]:
+        raise ValueError(
+            f"checkpoint {checkpoint}: its image tower has adapters: make them a part of it by "
+            f"`llava-compete merge`"
         )
     model = ImageTower(config.vision)
     weights = _tower_weights(checkpoint)

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from llava_compete import load, save, upcycle_model
 from llava_compete.__main__ import main
 from llava_compete.lora import LoraSettings, add_lora, merge_lora, target_names
+from llava_compete.tower import load_tower
 from llava_compete.training.parts import count_trainable, set_trainable
 from tests import tiny
 
@@ -183,6 +184,14 @@ def test_other_adapters_than_the_checkpoints_are_refused_and_the_same_are_kept(d
     assert torch.equal(logits(model), before)
     with pytest.raises(ValueError, match=r"has adapters already, of .*: leave lora out"):
         add_lora(model, LoraSettings(r=8), seed=0)
+
+
+def test_features_of_a_tower_with_adapters_are_not_cached(dense, tmp_path):
+    model, processor = dense()
+    add_lora(model, LoraSettings(r=4, parts=("vision",)), seed=0)
+    save(model, processor, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"its image tower has adapters: .*llava-compete merge"):
+        load_tower(tmp_path / "out")
 
 
 def test_a_model_with_adapters_is_merged_before_it_is_upcycled(dense):
