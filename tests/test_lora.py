@@ -5,8 +5,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from eval.inference import Inference
+from eval.model import LlavaCompete
+from eval.task import Sample
 from llava_compete import load, save, upcycle_model
 from llava_compete.__main__ import main
+from llava_compete.foreign.to_llava_hf import save_llava_hf
 from llava_compete.lora import LoraSettings, add_lora, merge_lora, target_names
 from llava_compete.tower import load_tower
 from llava_compete.training.parts import count_trainable, set_trainable
@@ -184,6 +188,31 @@ def test_other_adapters_than_the_checkpoints_are_refused_and_the_same_are_kept(d
     assert torch.equal(logits(model), before)
     with pytest.raises(ValueError, match=r"has adapters already, of .*: leave lora out"):
         add_lora(model, LoraSettings(r=8), seed=0)
+
+
+def test_an_evaluation_answers_alike_before_and_after_a_merge(dense, tmp_path):
+    model, processor = dense()
+    add_lora(model, SETTINGS, seed=0)
+    move_adapters(model)
+    save(model, processor, tmp_path / "lora")
+    merge_lora(model)
+    save(model, processor, tmp_path / "merged")
+    tiny.draw(1).save(tmp_path / "1.png")
+    samples = [Sample("a", "What is this?", ("box",), (tmp_path / "1.png",))]
+    loaded = [
+        LlavaCompete.load(tmp_path / name, "float32", Inference()) for name in ("lora", "merged")
+    ]
+    texts = [[answer.text for answer in one.answers(samples, 8)] for one in loaded]
+    assert texts[0] == texts[1]
+    losses = [one.answer_losses(samples) for one in loaded]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_transformers_llava_has_no_place_for_adapters(dense, tmp_path):
+    model, processor = dense()
+    add_lora(model, SETTINGS, seed=0)
+    with pytest.raises(ValueError, match=r"the model has adapters: .*llava-compete merge"):
+        save_llava_hf(model, processor, tmp_path / "out")
 
 
 def test_features_of_a_tower_with_adapters_are_not_cached(dense, tmp_path):

@@ -72,6 +72,8 @@ def save_llava_hf(model: Model, processor: LlavaProcessor, path: Path) -> None:
 def _llava_config(model: Model) -> tuple[LlavaConfig, list[AnyRule]]:
     """transformers' configuration, and the rules from our names to its."""
     vision = model.config.vision
+    if model.config.lora is not None:
+        raise ValueError("the model has adapters: make them a part of it by `llava-compete merge`")
     if model.config.projector != "mlp2x_gelu":
         raise ValueError(f"projector={model.config.projector}: transformers' LLaVA has mlp2x_gelu")
     if vision.scales != (1,) or vision.layer == "final":
