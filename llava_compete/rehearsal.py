@@ -14,12 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llava_compete.model import LANGUAGE, LlavaCompeteConfig
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.moe.collect import take_losses
 from llava_compete.training.parts import set_trainable
 
+CAUSAL_SDPA = "causal_sdpa"
 GROUPED_MM = torch.ops.aten._grouped_mm.default
 
 
@@ -48,6 +51,7 @@ class Rehearsal:
     ) -> None:
         with torch.device("meta"):
             self.model = Model(config).to(dtype).train()
+        self.model.language_model.set_attn_implementation(CAUSAL_SDPA)
         self.autocast = autocast
         # What a router made while it was built, outside its buffers, has data.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -94,6 +98,17 @@ class Rehearsal:
         logits_AV = model.get_output_embeddings()(hidden_BLD.flatten(0, 1)[answers_A]).float()
         losses_A = F.cross_entropy(logits_AV, answers_A, reduction="none")
         return losses_A.sum() + take_losses(model.moe_layers(), model.config.moe_configs).total
+
+
+def causal_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """sdpa as of rows without padding: without data transformers cannot see that none is there."""
+    return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **kwargs)
+
+
+# Without a mask function of this name transformers makes no mask.
+AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
 
 
 class Live(TorchDispatchMode):
