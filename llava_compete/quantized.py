@@ -42,6 +42,10 @@ class QuantizedLinear(nn.Module):
         shape = (self.out_features, self.in_features)
         return _restore(self.packed, self.magnitude_bits, shape, self.dtype)
 
+    def restored_bytes(self) -> int:
+        """Bytes of the weight in a state dict."""
+        return self.out_features * self.in_features * self.dtype.itemsize
+
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         if torch.is_autocast_enabled(device):  # autocast does not know the product below
@@ -98,6 +102,19 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
         return gradient @ ctx.linear.restored().to(gradient.dtype), None, None
+
+
+def sizes_in_4_bits(model: nn.Module) -> dict[nn.Parameter, int]:
+    """How many numbers of a weight stand in each parameter of maps in 4 bits."""
+    return {
+        parameter: size
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+        for parameter, size in (
+            (module.packed, module.out_features * module.in_features),
+            (module.magnitude_bits, 0),
+        )
+    }
 
 
 @torch.no_grad()

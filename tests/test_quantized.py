@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from llava_compete import load, save
 from llava_compete.lora import LoraSettings, add_lora
+from llava_compete.training.parts import count_trainable, set_trainable
+from llava_compete.training.space import saved_sizes
 from tests.test_lora import logits, move_adapters
 
 pytest.importorskip("bitsandbytes")
@@ -107,6 +109,16 @@ def test_a_model_in_4_bits_computes_what_its_checkpoint_computes(checkpoints, tm
     loaded, _ = load(tmp_path / "out")
     assert not any(isinstance(module, QuantizedLinear) for module in loaded.modules())
     assert torch.equal(logits(loaded), ours)
+
+
+def test_counted_and_weighed_as_the_maps_that_a_checkpoint_holds(checkpoints):
+    model, _ = load(checkpoints["moe"])
+    add_lora(model, LoraSettings(r=4, alpha=6, quantize="nf4"), seed=0)
+    set_trainable(model, ["projector"])
+    counts, sizes = count_trainable(model), saved_sizes(model, stage=2)
+    quantize_frozen(model, torch.device("cpu"))
+    assert count_trainable(model) == counts
+    assert saved_sizes(model, stage=2) == sizes
 
 
 @pytest.mark.gpu

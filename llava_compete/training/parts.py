@@ -6,6 +6,7 @@ from typing import Any
 from llava_compete.lora import MARK, LoraSettings
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
 from llava_compete.names import nearest
+from llava_compete.quantized import sizes_in_4_bits
 
 COARSE_PARTS = ("vision", "projector", "language_model")
 FINE_PARTS = {"experts": ".experts.", "routers": ".router.", "lora": MARK}
@@ -55,9 +56,11 @@ def set_trainable(model: Model, parts: list[str]) -> None:
 def count_trainable(model: Model) -> dict[str, tuple[int, int]]:
     """(trainable, all) parameters of each part, experts and routers apart."""
     counts: dict[str, tuple[int, int]] = {}
+    in_4_bits = sizes_in_4_bits(model)
     for name, parameter in model.named_parameters():
         part = "/".join(reversed(part_names(name)))
         size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 holds shards
+        size = in_4_bits.get(parameter, size)
         trained, total = counts.get(part, (0, 0))
         counts[part] = (trained + size * parameter.requires_grad, total + size)
     return counts

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
+from llava_compete.quantized import QuantizedLinear
 from llava_compete.training.saving import whole_checkpoints, zero_stage
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ def saved_sizes(model: nn.Module, stage: int) -> Sizes:
             trained += numel
         else:
             frozen += numel * parameter.element_size()
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            kept = (module.packed, module.magnitude_bits)
+            weights += module.restored_bytes() - sum(p.nbytes for p in kept)
     again = {0: 0, 3: frozen}.get(stage, weights)
     states = trained * (MOMENTS + (MASTER if stage else 0))
     return Sizes(weights, weights + again + states)
