@@ -5,6 +5,7 @@ allocation and release of torch's CPU allocator. What oneDNN takes for itself is
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def measured(recipe: Path) -> int:
     """Most bytes at once of a training by the recipe."""
     from llava_compete.training.prepare import prepare, run
 
+    gc.collect()  # else what an earlier training held is released in this one's account
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer, _ = prepare([str(recipe)])
         for parameter in trainer.model.parameters():  # mapped from a file, by no allocator
