@@ -59,9 +59,10 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with recorded(args.out, arguments, prepared.fingerprint) as record:
         record["tasks"] |= _ask(args, prepared, model, rank)
         record["missing"] = wait_for_others(lambda: _missing(prepared, args.out), args.patience)
-    results = score_run(args.out)
+        results = score_run(args.out)
+        record["status"] = "success" if succeeded(results) else "incomplete"
     print(table(results))
-    return 0 if succeeded(results) else 1
+    return 0 if record["status"] == "success" else 1
 
 
 def _score(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

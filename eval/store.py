@@ -107,11 +107,11 @@ def claim(run_dir: Path, fingerprint: str) -> None:
 
 @contextmanager
 def recorded(run_dir: Path, arguments: Record, fingerprint: str) -> Iterator[Record]:
-    """Keep ``run.json`` about what happens inside: started, then success, incomplete or error.
+    """Keep ``run.json`` about what happens inside: started, then what the caller says, or error.
 
-    Gives the record, in whose ``tasks`` the caller notes what each took, and in ``missing`` how
-    many replies did not come. The metrics of an earlier run in the same directory are removed, so
-    that what lies there belongs to this one.
+    Gives the record, in whose ``tasks`` the caller notes what each took, in ``missing`` how many
+    replies did not come, and in ``status`` success or incomplete. The metrics of an earlier run in
+    the same directory are removed, so that what lies there belongs to this one.
     """
     start = time.perf_counter()
     record: Record = {
@@ -125,15 +125,14 @@ def recorded(run_dir: Path, arguments: Record, fingerprint: str) -> Iterator[Rec
     }
     write_json(run_dir / "run.json", record)
     (run_dir / "results.json").unlink(missing_ok=True)
-    ending: Record = {"status": "error"}
     try:
         yield record
-        ending = {"status": "incomplete" if record["missing"] else "success"}
     finally:
         if (error := sys.exception()) is not None:
-            ending["error"] = "".join(traceback.format_exception_only(error)).strip()
+            said = "".join(traceback.format_exception_only(error)).strip()
+            record |= {"status": "error", "error": said}
         seconds = round(time.perf_counter() - start, 3)
-        write_json(run_dir / "run.json", record | ending | {"ended": _now(), "seconds": seconds})
+        write_json(run_dir / "run.json", record | {"ended": _now(), "seconds": seconds})
 
 
 def _write(path: Path, text: str) -> None:

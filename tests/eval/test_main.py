@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
 from eval.__main__ import main
+from eval.tasks import stamps_choice
 
 TASKS = "stamps_yesno,stamps_choice,stamps_short"
 
@@ -113,6 +115,23 @@ def test_a_crash_is_recorded_and_the_same_command_goes_on(run, served, tmp_path)
     again = served()
     assert run(out, "--batch_size", "3") == 0
     assert len(again.asked) == 16 + 8 + 24 - 6
+
+
+def test_a_run_on_another_number_of_samples_than_the_benchmarks_is_incomplete(
+    run, served, tmp_path, monkeypatch
+):
+    load = stamps_choice.load
+
+    def published(root, profile):
+        return replace(load(root, profile), expected_n=5)
+
+    monkeypatch.setattr(stamps_choice, "load", published)
+    out = tmp_path / "run"
+    served()
+    assert run(out, tasks="stamps_choice") == 1
+    record = read(out / "run.json")
+    assert (record["status"], record["missing"]) == ("incomplete", 0)
+    assert read(out / "results.json")["tasks"]["stamps_choice"]["complete"] is False
 
 
 def test_a_failed_run_leaves_no_results_of_an_earlier_one(run, served, tmp_path):
