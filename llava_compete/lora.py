@@ -112,8 +112,9 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> None:
 def target_names(model: Any, settings: LoraSettings) -> list[str]:
     """Full names of the linear maps that get adapters, in the model's order.
 
-    Left out are routers, what is inside nn.MultiheadAttention, which reads its maps' weights
-    without calling them, and the language model's head. ValueError for a target that no part has.
+    Left out are routers, the language model's head, and maps whose weight an attention reads
+    without calling them: nn.MultiheadAttention, timm's BEiT and EVA. ValueError for a target that
+    no part has.
     """
     found = [
         name
@@ -140,8 +141,11 @@ def _linear_maps(module: nn.Module, name: str) -> Iterator[str]:
     if isinstance(module, nn.Linear):
         yield name
     elif not isinstance(module, MoELayer | nn.MultiheadAttention):
+        # timm's BEiT and EVA have biases of queries and values apart, and then read qkv's weight.
+        is_read = "q_bias" in dict(module.named_parameters(recurse=False))
         for child_name, child in module.named_children():
-            yield from _linear_maps(child, f"{name}.{child_name}")
+            if not (is_read and child_name == "qkv"):
+                yield from _linear_maps(child, f"{name}.{child_name}")
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """Adapters: which maps have them, what they compute, how they are saved, merged and refused."""
 
+import functools
+
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -129,6 +132,54 @@ def test_targets_are_linear_maps_that_are_called_and_no_expert_router_or_head(ch
     assert calls == set(every)
     some = target_names(model, LoraSettings(targets=("q_proj", "v_proj")))
     assert len(some) == 4
+
+
+def called_of(root, names, run):
+    calls = set()
+    for name in names:
+        root.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.add(name))
+    with torch.no_grad():
+        run()
+    return calls
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_target_of_a_language_model_is_called(dense, family):
+    model, _ = dense(family)
+    names = target_names(model, LoraSettings())
+    assert called_of(model, names, lambda: logits(model)) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("vit_base_patch16_siglip_224", set()),
+        ("eva02_base_patch14_224", set()),
+        ("eva_giant_patch14_224", {"qkv"}),  # takes its weight together with biases of its own
+        ("beit_base_patch16_224", {"qkv"}),
+    ],
+)
+def test_every_target_of_an_image_tower_is_called(dense, name, left_out):
+    model, _ = dense()
+    model.vision = timm.create_model(
+        name,
+        img_size=32,
+        patch_size=16,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        num_classes=0,
+        global_pool="",
+    )
+    names = target_names(model, LoraSettings(parts=("vision",)))
+    run = functools.partial(model.vision.forward_features, torch.randn(1, 3, 32, 32))
+    assert called_of(model, names, run) == set(names)
+    blocks = {
+        name.rpartition(".")[2]
+        for name, module in model.vision.blocks.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    assert blocks - {name.rpartition(".")[2] for name in names} == left_out
 
 
 def test_what_is_trained_beside_adapters_is_experts_routers_and_what_is_named(checkpoints):
