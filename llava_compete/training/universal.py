@@ -1,12 +1,13 @@
 """Go on from a checkpoint that another number of processes or another ZeRO stage wrote.
 
 DeepSpeed's own universal checkpoint is a second copy of the checkpoint on disk, knows no training
-without DeepSpeed, and under stage 3 gives all parameter groups the learning rate of the first
-(deepspeed 0.19, ``load_hp_checkpoint_state_from_checkpoint_dir_stage3``). Here every rank reads its
-share out of the files as they are, mapped into memory, one parameter at a time.
+without DeepSpeed, and under stage 3 gives all parameter groups the learning rate and weight decay
+of the first (deepspeed 0.19, ``load_hp_checkpoint_state_from_checkpoint_dir_stage3``). Here every
+rank reads its share out of the files as they are, mapped into memory, a module at a time.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,18 +40,23 @@ def is_moved(args: TrainingArguments, checkpoint: str | Path | None) -> bool:
 
 
 def load_weights(model: PreTrainedModel, states: States) -> None:
-    """Parameters and buffers of ``model``, sharded or not; ValueError where one is not there."""
+    """Parameters and buffers of ``model``, sharded or not; ValueError where one is not there.
+
+    A module at a time, by its own way of loading: its weights may be in 4 bits.
+    """
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     needed = [name for name in model.state_dict() if name not in tied]
     if missing := [name for name in needed if name not in states.names]:
         raise ValueError(f"the checkpoint lacks {len(missing)} weights: {missing[:5]}")
-    parameters = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
+    own: dict[str, list[str]] = defaultdict(list)
     for name in needed:
-        tensor = parameters[name] if name in parameters else buffers[name]
-        with torch.no_grad(), deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
-            if not hasattr(tensor, "ds_id") or torch.distributed.get_rank() == 0:
-                tensor.copy_(states.weight(name))
+        own[name.rpartition(".")[0]].append(name)
+    for place, names in own.items():
+        module = model.get_submodule(place)
+        sharded = list(module.parameters(recurse=False))
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, modifier_rank=0):
+            values = {name.rpartition(".")[2]: states.weight(name) for name in names}
+            module.load_state_dict(values, strict=False)
 
 
 def load_states(trainer: "LlavaTrainer", checkpoint: Path) -> None:
