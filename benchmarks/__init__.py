@@ -8,5 +8,6 @@ VERBS = {
     "data": "the data path: decoding, padding against packing, memory of a loader's worker",
     "evaluation": "answers to questions about pictures, LLaVA's loop against this harness",
     "features": "a step of the projector, with the image tower and with its cached features",
+    "finite": "what the check for losses that are not finite costs a step",
     "plan": "memory that llava-compete plan foresees, and the peaks of trainings",
 }
