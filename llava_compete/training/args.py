@@ -73,8 +73,8 @@ class TrainArgs(TrainingArguments):
     resume: str = field(
         default="never",
         metadata={
-            "help": "never; auto: from the newest complete checkpoint of output_dir, from "
-            "the start where there is none; or a checkpoint's path."
+            "help": "never; auto: from the newest checkpoint of output_dir whose manifest holds, "
+            "from the start where there is none; or a checkpoint's path."
         },
     )
     step_timeout: float = field(
@@ -99,6 +99,11 @@ class TrainArgs(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self, self.batching)
+        if self.save_on_each_node:
+            raise ValueError(
+                "save_on_each_node=true: all ranks share output_dir and write each checkpoint "
+                "together, leave it out"
+            )
         check_step_timeout(self.step_timeout, self.ddp_timeout)
         if self.enable_jit_checkpoint:
             raise ValueError(

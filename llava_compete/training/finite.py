@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llava_compete.data.aside import written_aside
 from llava_compete.moe.routers import Router
 from llava_compete.training.replay import bad_parameters, replay, rows_of
 
@@ -183,9 +184,15 @@ class FiniteGuard(TrainerCallback):
         record = {"step": step.number + 1, "parameters": names, "batches": wrong}
         if trainer.args.should_save:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            before = json.loads(self.file.read_text()) if self.file.is_file() else []
-            self.file.write_text(json.dumps([*before, record], indent=1))
+            self._write_records([*self._records(), record])
         return _said(record)
+
+    def _records(self) -> list[dict[str, Any]]:
+        return json.loads(self.file.read_text()) if self.file.is_file() else []
+
+    def _write_records(self, records: list[dict[str, Any]]) -> None:
+        with written_aside(self.file) as partial:
+            partial.write_text(json.dumps(records, indent=1))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -193,6 +200,8 @@ class FiniteGuard(TrainerCallback):
         known = state.stateful_callbacks.get(STATE, {}).get("attributes", {})
         self.skipped = known.get("n", 0)
         self._batches, self._open, self.logged = [], None, (0, 0)
+        if args.should_save and self.file.is_file():  # later steps are done again
+            self._write_records([r for r in self._records() if r["step"] <= state.global_step])
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._loss_before = self.trainer._tr_loss.clone()

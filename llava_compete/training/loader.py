@@ -35,6 +35,11 @@ def check_order(args: TrainingArguments, batching: str) -> None:
         raise ValueError(
             "dataloader_drop_last=true: every row is drawn once an epoch, leave it out"
         )
+    if args.ignore_data_skip:
+        raise ValueError(
+            "ignore_data_skip=true: a resumed run would draw other rows than the undisturbed one, "
+            "leave it out"
+        )
     ways = args.accelerator_config
     if ways.split_batches or ways.dispatch_batches or not ways.even_batches:
         raise ValueError(

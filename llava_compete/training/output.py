@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_compete.checkpoint import refuse_non_empty
+from llava_compete.training.finite import NON_FINITE
 from llava_compete.training.manifest import check_files, read_manifest
 from llava_compete.training.skipped import SKIPPED
 from llava_compete.training.states import refuse_foreign_pickles
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 RECIPE = "recipe.yaml"  # the resolved recipe, next to the checkpoint
 DATA = "data.json"  # what was trained on, by source
-OWN_FILES = (RECIPE, DATA, SKIPPED)
+OWN_FILES = (RECIPE, DATA, SKIPPED, NON_FINITE)
 HANG = re.compile(r"hang-rank-\d+\.txt")  # the watchdog's
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 

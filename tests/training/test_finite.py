@@ -244,6 +244,16 @@ def test_a_verdict_read_a_step_later_changes_nothing(
     assert later_loss[4] == pytest.approx(mean, rel=1e-6)
 
 
+def test_records_of_steps_that_are_done_again_are_there_once(recipe: dict[str, Any]) -> None:
+    file = Path(recipe["output_dir"]) / "non_finite.json"
+    trainer = trainer_of(recipe, non_finite="skip", max_non_finite_share=1.0)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('[{"step": 0}, {"step": 3}]')
+    spoil_forward(trainer, 1, "language_model.model.layers.0")
+    trainer.train()
+    assert [record["step"] for record in records(recipe)] == [0, 1]
+
+
 def test_more_than_the_share_ends_the_run(recipe: dict[str, Any]) -> None:
     trainer = trainer_of(recipe, non_finite="skip")
     spoil_forward(trainer, 2, f"{DECODER}.0.mlp")

@@ -188,6 +188,8 @@ def test_a_resumed_run_keeps_the_schedule_and_ends_at_the_last_step(recipe: dict
         ({"loss_weights": {"balanse": 1.0}}, "balanse"),
         ({"data_path": "nowhere.json"}, "data file nowhere.json does not exist"),
         ({"checkpoint": "nowhere"}, "checkpoint nowhere is not a directory"),
+        ({"save_on_each_node": True}, "all ranks share output_dir"),
+        ({"ignore_data_skip": True}, "a resumed run would draw other rows"),
     ],
 )
 def test_a_fault_of_the_recipe_is_named_before_anything_is_written(
