@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from llava_compete.__main__ import main
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
 from tests.training.test_zero import REPOSITORY, torchrun, train
@@ -72,9 +74,7 @@ def test_zero_gives_the_losses_of_data_parallel_training(
         assert again == sharded
 
 
-def test_zero_2_in_4_bits_gives_the_losses_of_training_without_it(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_a_run_in_4_bits_goes_on_under_zero_2_and_is_exported(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     values = yaml.safe_load(recipe.read_text())
     values["lora"]["quantize"] = "nf4"
@@ -83,7 +83,13 @@ def test_zero_2_in_4_bits_gives_the_losses_of_training_without_it(
     one = [sys.executable, "-m"]
     losses = [entry["loss"] for entry in train(one, file, tmp_path / "plain")]
     flags = ["--deepspeed", str(REPOSITORY / "zero_configs" / "zero2.json")]
-    sharded = [entry["loss"] for entry in train(one, file, tmp_path / "zero2", *flags)]
-    assert sharded == pytest.approx(losses, rel=1e-4)
-    plain, weights = (load_file(tmp_path / run / "model.safetensors") for run in ("plain", "zero2"))
-    assert weights.keys() == plain.keys()
+    half = ["--resume", str(tmp_path / "plain" / "checkpoint-2")]
+    moved = [entry["loss"] for entry in train(one, file, tmp_path / "zero2", *flags, *half)]
+    assert moved == pytest.approx(losses, rel=1e-4)
+    checkpoint, out = tmp_path / "zero2" / f"checkpoint-{STEPS}", tmp_path / "out"
+    main(["export", str(checkpoint), str(out), "--dtype", "float32"])
+    exported = load_file(out / "model.safetensors")
+    weights = load_file(tmp_path / "zero2" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(exported[name], value), name
