@@ -13,7 +13,7 @@ from transformers.trainer_utils import seed_worker
 from llava_compete.data import LlavaDataset
 from llava_compete.data.batches import BATCHINGS, Batches, Order
 from llava_compete.names import nearest
-from llava_compete.training.preemption import outlive_one_signal
+from llava_compete.training.preemption import heed_the_rank_alone
 
 
 def check_order(args: TrainingArguments, batching: str) -> None:
@@ -100,5 +100,5 @@ def make_loader(
 
 
 def _start_worker(worker: int, num_workers: int, rank: int) -> None:
-    outlive_one_signal()
+    heed_the_rank_alone()
     seed_worker(worker, num_workers, rank)

@@ -7,6 +7,7 @@ all of them save that step and end with code PREEMPTED.
 
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -90,15 +91,17 @@ class Preemption(TrainerCallback):
         raise SystemExit(PREEMPTED)
 
 
-def outlive_one_signal() -> None:
-    """In a loader's worker: let pass the first of each of SIGNALS, which is meant for its rank.
+def heed_the_rank_alone() -> None:
+    """In a loader's worker: SIGNALS end it where its rank sends them, and pass where others do.
 
     A scheduler signals every process of a job. A worker that dies of it takes its rank along before
-    the step's end. The second signal ends the worker, as it has to where the rank sends it.
+    the step's end. Only the rank may: it joins its workers behind such a signal when it ends.
     """
-    for number in SIGNALS:
-        signal.signal(number, _once)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with_the_rank, args=(os.getppid(),), daemon=True).start()
 
 
-def _once(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _end_with_the_rank(rank: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != rank:
+        pass
+    os._exit(0)

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -91,20 +93,25 @@ def test_an_echo_changes_nothing_and_a_second_signal_ends_the_process(
     assert file.read_text() == "echo\n"
 
 
-@pytest.fixture
-def handlers() -> object:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_loaders_worker_outlives_one_signal_and_not_two(number: signal.Signals) -> None:
+def work(file: Path) -> None:
     _start_worker(0, 1, 0)
-    os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is signal.SIG_DFL
+    file.touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_loaders_worker_heeds_its_rank_alone(number: signal.Signals, tmp_path: Path) -> None:
+    worker = fork.Process(target=work, args=(tmp_path / "up",))
+    worker.start()
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    for _ in range(2):  # a scheduler's
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    os.kill(worker.pid, number)
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_signals_that_a_scheduler_sends_are_listened_to() -> None:
