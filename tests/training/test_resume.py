@@ -1,6 +1,7 @@
 """A run that goes on from a checkpoint equals the undisturbed one to the bit.
 
-Three stages, no DeepSpeed and ZeRO-1, 2, 3, one process and two; saved between two log lines.
+Three stages, and bfloat16 with a router that has state; no DeepSpeed and ZeRO-1, 2, 3, one process
+and two; saved between two log lines.
 """
 
 import json
@@ -53,14 +54,19 @@ STAGES: dict[str, dict[str, Any]] = {
         "competition_max_layers": 3,
         "competition_warmup": 0.2,
     },
+    "bfloat16": {
+        "checkpoint": "biased",
+        "trainable": ["vision", "projector", "language_model"],
+        "bf16": True,
+        "activation_checkpointing": True,
+    },
 }
 
 
-def with_dropout(checkpoint: Path) -> Path:
-    """The same weights; attention draws random numbers in training."""
+def with_dropout(checkpoint: Path, target: Path) -> Path:
+    """The same weights in ``target``; attention draws random numbers in training."""
     model, processor = load(checkpoint)
     model.config.text_config.attention_dropout = 0.2
-    target = checkpoint.with_name(f"{checkpoint.name}-dropout")
     save(model, processor, target)
     return target
 
@@ -69,7 +75,9 @@ def with_dropout(checkpoint: Path) -> Path:
 def recipes(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> list[str]:
     root = tmp_path_factory.mktemp("resume")
     rows, images = tiny.write_rows(root, n=24, text_only=range(1, 24, 2))
-    dropping = {name: with_dropout(path) for name, path in checkpoints.items()}
+    biased = tiny.make_checkpoint(root / "plain", router="shared_v3")  # moves a bias once a step
+    known = {**checkpoints, "biased": biased}
+    dropping = {name: with_dropout(path, root / name) for name, path in known.items()}
     files = []
     for stage, keys in STAGES.items():
         values = {**COMMON, **keys, "checkpoint": str(dropping[keys["checkpoint"]])}
