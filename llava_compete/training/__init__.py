@@ -1,1 +1,1 @@
-"""From a recipe to a trained checkpoint, on transformers' Trainer and through its public hooks."""
+"""From a recipe to a trained checkpoint, on transformers' Trainer."""
