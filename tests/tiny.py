@@ -236,7 +236,7 @@ def compete(
     return model.train()
 
 
-def say(*turns, **more):
+def say(*turns: Any, **more: Any) -> dict[str, Any]:
     """A row whose turns alternate, human first."""
     speakers = ("human", "gpt")
     values = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(turns)]

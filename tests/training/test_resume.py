@@ -143,3 +143,21 @@ def test_a_resumed_run_is_the_undisturbed_one(runs: Path, stage: str, config: st
     assert differences(states(again / last), states(whole / last)) == []
     for file in ("skipped.jsonl", "data.json"):
         assert (again / file).exists() == (whole / file).exists()
+
+
+def test_all_ranks_refuse_a_damaged_checkpoint_by_its_path(
+    recipes: list[str], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text("{")
+    words = [
+        "train",
+        recipes[0],
+        "--resume",
+        str(checkpoint),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    said = launch("llava_compete", words, processes=2, fails=True)
+    assert said.count(f"error: resume={checkpoint}: {checkpoint}/manifest.json is damaged") == 2
