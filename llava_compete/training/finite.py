@@ -71,6 +71,7 @@ class FiniteGuard(TrainerCallback):
         self.file = Path(trainer.args.output_dir) / NON_FINITE
         self.skipped = 0  # of the run, its starts before a resume included
         self.bad = torch.zeros((), dtype=torch.bool, device=trainer.args.device)  # the last step
+        self._competitors = trainer.model.competitors()  # found once: every module is asked
         self._batches: list[MicroBatch] = []  # of the step under way
         self._open: Step | None = None
         self.logged = (0, 0)  # steps, and those left out, since the last log; progress.py keeps it
@@ -104,7 +105,7 @@ class FiniteGuard(TrainerCallback):
             number=trainer.state.global_step,
             bad=_Flag(self.bad),
             batches=self._batches,
-            competing=[layer.competing for layer in trainer.model.competitors()],
+            competing=[layer.competing for layer in self._competitors],
             schedule=schedule.state_dict(),
             rates=[group["lr"] for group in optimizer.param_groups],
         )
@@ -167,7 +168,9 @@ class FiniteGuard(TrainerCallback):
         rows = rows_of(trainer, step.number)
         mine = []
         for micro, batch in enumerate(step.batches):
-            found = replay(trainer.model, batch.inputs, step.competing)
+            found = replay(
+                trainer.model, batch.inputs, step.competing, engine=trainer.model_wrapped
+            )
             flags = zip(batch.names, batch.finite_N.tolist(), strict=True)
             mine.append(
                 {
