@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
 from llava_compete.data.rows import row_name
@@ -27,18 +28,20 @@ class Found(NamedTuple):
     where: str | None  # "forward" or "backward"
 
 
-def replay(model: Model, inputs: Mapping[str, Any], competing: Sequence[bool]) -> Found:
+def replay(
+    model: Model, inputs: Mapping[str, Any], competing: Sequence[bool], engine: nn.Module
+) -> Found:
     """Run a micro-batch forward and, if that is finite, backward, and look at every layer.
 
     No parameter's gradient, no router's state and no random state is other than before. Every rank
-    has to call this, as often as the others.
+    has to call this, as often as the others. ``engine`` is the model as the trainer runs it.
     """
     seen: list[tuple[str, Tensor]] = []
     handles = [
         module.register_forward_hook(_keeper(name or "loss", seen))
         for name, module in model.named_modules()
     ]
-    with _as_before(model), torch.random.fork_rng():
+    with _as_before(model), _untraced(engine), torch.random.fork_rng():
         model.set_competing(competing)
         try:
             loss = model(**inputs).loss
@@ -122,6 +125,20 @@ def _first_bad(named: Sequence[tuple[str, Tensor]]) -> str | None:
         return None
     bad_V = torch.stack([~value.detach().isfinite().all() for _, value in named])
     return next((name for (name, _), bad in zip(named, bad_V.tolist(), strict=True) if bad), None)
+
+
+@contextmanager
+def _untraced(engine: nn.Module) -> Iterator[None]:
+    """ZeRO-3 fetches by the order of an earlier step and fails in a backward that has another."""
+    if not (isinstance(engine, DeepSpeedEngine) and engine.zero_optimization_partition_weights()):
+        yield
+        return
+    coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
+    yield
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
 
 
 @contextmanager
