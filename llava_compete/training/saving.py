@@ -94,10 +94,14 @@ class CheckpointWriter:
     def _write_manifest(self, folder: Path, step: int) -> None:
         """Each rank hashes its share of the files, rank 0 writes down what they found."""
         rank, world_size = self.args.process_index, self.args.world_size
-        names = list_files(folder)
-        if any(other != names for other in gather_object([names])):
-            raise OSError(f"not every rank sees what the others wrote to {folder}: they share it")
-        found = hash_files(folder, names[rank::world_size], sync=True)
+        # A network's file system may list another machine's files late; opened they are there.
+        names = sorted({name for seen in gather_object([list_files(folder)]) for name in seen})
+        try:
+            found = hash_files(folder, names[rank::world_size], sync=True)
+        except FileNotFoundError as error:
+            raise OSError(
+                f"rank {rank} does not see {error.filename}: all ranks have to share output_dir"
+            ) from error
         entries = dict(gather_object(list(found.items())))
         if self.args.should_save:
             manifest = Manifest(

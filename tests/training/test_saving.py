@@ -182,3 +182,14 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
     losses = [[e["loss"] for e in s["log_history"] if "loss" in e] for s in (whole, again)]
     assert losses[0] == losses[1]
     assert not (output / PARTIAL).exists()
+
+
+def test_a_file_that_another_rank_does_not_see_is_named(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where each machine has an output_dir of its own."""
+    monkeypatch.setattr(
+        "llava_compete.training.saving.list_files", lambda folder: ["rng_state_1.pth"]
+    )
+    with pytest.raises(OSError, match=r"rank 0 does not see .*rng_state_1.pth: all ranks have to"):
+        train(recipe, tmp_path / "run")
