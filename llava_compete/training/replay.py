@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llava_compete.data.rows import row_name
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
+from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers import Routing
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def replay(
     seen: list[tuple[str, Tensor]] = []
     handles = [
         module.register_forward_hook(_keeper(name or "loss", seen))
-        for name, module in model.named_modules()
+        for name, module in _layers(model)
     ]
     with _as_before(model), _untraced(engine), torch.random.fork_rng():
         model.set_competing(competing)
@@ -95,6 +96,20 @@ def rows_of(trainer: "LlavaTrainer", step: int) -> list[list[dict[str, Any]]]:
         numbers = [(index, dataset.table.number(index)) for index in flat]
         found.append([{"row": n, "id": row_name(dataset.row(i), n)} for i, n in numbers])
     return found
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules but those inside Experts, whose rows that are no pair hold any gradient."""
+    inside = {
+        id(child)
+        for experts in model.modules()
+        if isinstance(experts, Experts)
+        for child in experts.modules()
+        if child is not experts
+    }
+    for name, module in model.named_modules():
+        if id(module) not in inside:
+            yield name, module
 
 
 def _keeper(name: str, seen: list[tuple[str, Tensor]]) -> Any:
