@@ -140,7 +140,8 @@ def test_stop_ends_before_the_weights_are_touched_and_names_rows_term_and_layer(
     assert "language" in batch["terms"]
     assert "loss" in batch["terms"]
     loader = trainer.get_train_dataloader()
-    drawn = [trainer.train_dataset.row(i)["id"] for i in list(loader.batch_sampler)[2]]
+    assert loader.batch_sampler is not None
+    drawn = [trainer.train_dataset.row(i)["id"] for i in list(iter(loader.batch_sampler))[2]]
     assert [row["id"] for row in batch["rows"]] == drawn
 
 
