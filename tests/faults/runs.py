@@ -140,7 +140,10 @@ class Run:
             if failed_at is not None and now - failed_at > patience:
                 for rank in alive:
                     rank.kill()
-            assert now - self.begun < LIMIT, f"hangs:\n{self.said()}"
+            if now - self.begun > LIMIT:
+                for rank in alive:
+                    rank.kill()
+                raise AssertionError(f"hangs:\n{self.said()}")
             time.sleep(0.02)
         for left in Path("/dev/shm").glob(f"deepspeed_*_{self.port}_*"):
             left.unlink()  # 66 MiB of memory that a killed rank leaves: DeepSpeed's, on CPU
