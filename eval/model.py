@@ -100,11 +100,11 @@ class LlavaCompete:
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[Answer]:
         with _telling_of_memory():
+            if self._load is not None:
+                self._load.begin(len(samples))
+            answers = self._within_positions(samples, self._generate(samples, max_new_tokens))
             if self._load is None:
-                return self._within_positions(samples, self._generate(samples, max_new_tokens))
-            self._load.begin(len(samples))
-            answers = self._generate(samples, max_new_tokens)
-            answers = self._within_positions(samples, answers)
+                return answers
             counts = zip(samples, self._load.counts(), strict=True)
             experts = [found | self.pictures.counts(sample) for sample, found in counts]
             return [a._replace(experts=e) for a, e in zip(answers, experts, strict=True)]
@@ -227,22 +227,6 @@ def _telling_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TooLargeError(str(error)) from error
-
-
-def generate(
-    model: Any,
-    processor: Any,
-    samples: Sequence[Sample],
-    max_new_tokens: int,
-    self_contrast: SelfContrast | None = None,
-) -> list[Answer]:
-    """Greedy answers of one batch."""
-    return LlavaCompete(model, processor, self_contrast).answers(samples, max_new_tokens)
-
-
-def answer_loss(model: Any, processor: Any, samples: Sequence[Sample]) -> list[float]:
-    """Losses of one batch, see LlavaCompete.answer_losses."""
-    return LlavaCompete(model, processor).answer_losses(samples)
 
 
 def _row_means(losses_A: Tensor, counts: list[int], samples: Sequence[Sample]) -> list[float]:

@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks import evaluation
 from benchmarks.one_by_one import OneByOne
-from eval.model import generate
+from eval.model import LlavaCompete
 from llava_compete.checkpoint import load
 from tests import tiny
 
@@ -37,7 +37,7 @@ def test_one_by_one_writes_the_prompt_of_the_template(tmp_path, pictures):
     prompts = []
     plain_generate = model.generate
     model.generate = lambda **given: prompts.append(given["input_ids"]) or plain_generate(**given)
-    ours = [generate(model, processor, [sample], 4)[0].text for sample in one.samples]
+    ours = [LlavaCompete(model, processor).answers([sample], 4)[0].text for sample in one.samples]
     alone = [loop.answer(sample, 4) for sample in one.samples]
     assert alone == ours
     assert [ids.tolist() for ids in prompts[:3]] == [ids.tolist() for ids in prompts[3:]]

@@ -93,7 +93,7 @@ def test_a_checkpoint_answers_under_another_router_with_its_own_weights(
     task = load_task("stamps_short", data_root)
     for sample, answer in zip(
         task.samples,
-        adapter.generate(model, processor, task.samples, task.max_new_tokens),
+        adapter.LlavaCompete(model, processor).answers(task.samples, task.max_new_tokens),
         strict=True,
     ):
         assert other["right", sample.id, False] == answer.text

@@ -275,22 +275,22 @@ def test_a_batch_too_large_for_the_memory_is_told_as_such(tiny, samples, monkeyp
 
 
 def test_answers_do_not_depend_on_the_batch(tiny, samples):
-    together = adapter.generate(*tiny, samples, max_new_tokens=12)
-    alone = [adapter.generate(*tiny, [sample], max_new_tokens=12)[0] for sample in samples]
+    together = adapter.LlavaCompete(*tiny).answers(samples, 12)
+    alone = [adapter.LlavaCompete(*tiny).answers([sample], 12)[0] for sample in samples]
     assert together == alone
     assert len({answer.text for answer in together}) > 1
 
 
 def test_losses_do_not_depend_on_the_batch(tiny, samples):
-    together = adapter.answer_loss(*tiny, samples)
-    alone = [adapter.answer_loss(*tiny, [sample])[0] for sample in samples]
+    together = adapter.LlavaCompete(*tiny).answer_losses(samples)
+    alone = [adapter.LlavaCompete(*tiny).answer_losses([sample])[0] for sample in samples]
     assert together == pytest.approx(alone, rel=1e-4)
     assert len({round(loss, 4) for loss in together}) > 1
 
 
 def test_the_loss_is_that_of_the_answer_and_its_end_alone(tiny, samples):
     model, processor = tiny
-    (loss,) = adapter.answer_loss(model, processor, samples[:1])
+    (loss,) = adapter.LlavaCompete(model, processor).answer_losses(samples[:1])
     prompt = prompt_of(processor, samples[0])
     answer = processor.tokenizer(samples[0].references[0] + "<|im_end|>")["input_ids"]
     ids = torch.cat([prompt["input_ids"], torch.tensor([answer])], dim=1)
@@ -304,11 +304,11 @@ def test_the_loss_is_that_of_the_answer_and_its_end_alone(tiny, samples):
 
 def test_an_answer_ends_at_its_stop_token_and_says_so(tiny, samples, monkeypatch):
     model, processor = tiny
-    (whole,) = adapter.generate(model, processor, samples[:1], max_new_tokens=6)
+    (whole,) = adapter.LlavaCompete(model, processor).answers(samples[:1], 6)
     assert (whole.tokens, whole.finished) == (6, False)
     stop = processor.tokenizer(whole.text[:1])["input_ids"][0]
     monkeypatch.setattr(model.generation_config, "eos_token_id", [stop, 1])
-    (ended,) = adapter.generate(model, processor, samples[:1], max_new_tokens=6)
+    (ended,) = adapter.LlavaCompete(model, processor).answers(samples[:1], 6)
     assert (ended.tokens, ended.finished) == (1, True)
 
 
@@ -316,9 +316,9 @@ def test_a_checkpoint_is_loaded_and_answers_the_same(tiny, samples, tmp_path):
     save(*tiny, tmp_path / "checkpoint")
     loaded = adapter.LlavaCompete.load(tmp_path / "checkpoint", "float32", Inference())
     if loaded.model.device.type == "cpu":
-        assert loaded.answers(samples[:2], 8) == adapter.generate(*tiny, samples[:2], 8)
+        assert loaded.answers(samples[:2], 8) == adapter.LlavaCompete(*tiny).answers(samples[:2], 8)
     assert loaded.answer_losses(samples[:2]) == pytest.approx(
-        adapter.answer_loss(*tiny, samples[:2]), rel=1e-3
+        adapter.LlavaCompete(*tiny).answer_losses(samples[:2]), rel=1e-3
     )
 
 
