@@ -1,7 +1,9 @@
 """Disturb tiny trainings, continue them, compare them with undisturbed ones; a table of it.
 
-    python -m tests.faults --kills 100          all stages, ZeRO levels, one and two processes
+    python -m tests.faults                      every fault in every stage and ZeRO level
     python -m tests.faults --quick              what CI runs
+
+A kill meets a training again and again, two to five times where that does not end before.
 
 Ends with 1 where a run was lost: it could not be continued, or differs from the undisturbed one.
 A full disk needs the right to mount a tmpfs; the table says where it was left out.
@@ -126,47 +128,42 @@ class Suite:
         return "\n".join(lines)
 
 
-def run_suite(suite: Suite, setups: Sequence[Setup], kills: int, others: int) -> None:
-    """At least ``kills`` kills over all setups, then each other fault in ``others`` setups."""
-    done = 0
-    for fault, setup in itertools.cycle(_mixed(suite.rng, KILLS, setups)):
-        if done >= kills:
-            break
-        done += suite.disturb(setup, fault)
-    for fault in OTHERS:
+def run_suite(suite: Suite, disturbances: Sequence[tuple[Fault, Setup]]) -> None:
+    for fault, setup in disturbances:
         if fault is full_disk and not can_mount(suite.root):
             print("full_disk: left out, no right to mount a tmpfs")
-            continue
-        for setup in suite.rng.sample(list(setups), min(others, len(setups))):
+        else:
             suite.disturb(setup, fault)
 
 
-def _mixed(
-    rng: random.Random, faults: Sequence[Fault], setups: Sequence[Setup]
-) -> list[tuple[Fault, Setup]]:
-    pairs = list(itertools.product(faults, setups))
-    rng.shuffle(pairs)
-    return pairs
+def every_cell(rng: random.Random, stages: Sequence[int], rounds: int) -> list[tuple[Fault, Setup]]:
+    """Each fault in each stage and ZeRO level, ``rounds`` times, on one process or two."""
+    cells = list(itertools.product((*KILLS, *OTHERS), stages, ZEROS)) * rounds
+    rng.shuffle(cells)
+    return [(fault, Setup(stage, zero, rng.choice(WORLDS))) for fault, stage, zero in cells]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--others", type=int, default=6, help="setups for each other fault")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="times that a fault meets a stage and ZeRO level"
+    )
+    parser.add_argument("--stages", type=int, nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="few kills, four setups")
+    parser.add_argument(
+        "--quick", action="store_true", help="each fault once, each in one of four setups"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder of all runs")
     args = parser.parse_args(argv)
-    setups = [Setup(*values) for values in itertools.product(STAGES, ZEROS, WORLDS)]
     memory = Path("/dev/shm")  # a killed process loses there what it loses on a disk: nothing
     root = Path(
         tempfile.mkdtemp(prefix="llava-compete-faults-", dir=memory if memory.is_dir() else None)
     )
     suite = Suite(root, args.seed)
     if args.quick:
-        run_suite(suite, QUICK, kills=8, others=1)
+        run_suite(suite, [(fault, suite.rng.choice(QUICK)) for fault in (*KILLS, *OTHERS)])
     else:
-        run_suite(suite, setups, args.kills, args.others)
+        run_suite(suite, every_cell(suite.rng, args.stages, args.rounds))
     print(suite.table())
     for reason in suite.lost.values():
         print(reason)

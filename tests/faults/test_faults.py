@@ -1,6 +1,6 @@
 """The fault suite in its bounded form, in a process of its own: its ranks are forks of it.
 
-`python -m tests.faults --kills 100` is the long form.
+`python -m tests.faults` is the long form.
 """
 
 import json
