@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_compete import load
 from llava_compete.__main__ import main
+from llava_compete.foreign import towers
 from llava_compete.weight_files import read_folder, read_index, read_weights
 from tests import tiny
 
@@ -163,6 +164,15 @@ def test_load_runs_no_code_of_the_checkpoint_and_does_not_ask_to(
     (copy / file).write_text(json.dumps(known | values))
     with pytest.raises(ValueError, match="contains custom code"):
         load(copy)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_tower_s_folder_runs_no_code_and_does_not_ask_to(tmp_path):
+    values = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
+    with pytest.raises(ValueError, match="contains custom code"):
+        towers.read_config("a tower", str(tmp_path))
     assert not (tmp_path / "mark").exists()
 
 

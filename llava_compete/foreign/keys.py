@@ -130,7 +130,10 @@ def map_keys(
         elif isinstance(rule, Drop):
             report.dropped[key] = rule.why
         elif isinstance(rule, Join):
-            parts.setdefault((rule, match.expand(rule.target)), {})[match["part"]] = key
+            target = match.expand(rule.target)
+            other = parts.setdefault((rule, target), {}).setdefault(match["part"], key)
+            if other != key:
+                report.faults.append(f"{target}: {other} and {key} are the same part of it")
         elif isinstance(rule, Rule):
             _put(tensors, report, [key], match.expand(rule.target), rule.convert(state[key]))
         else:

@@ -137,4 +137,4 @@ def _text_config(values: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _read_text_config(folder: Path) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)

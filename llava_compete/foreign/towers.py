@@ -107,7 +107,7 @@ def read_config(name: str, weights: str | None) -> TowerConfig:
     """The shape of the tower called ``name``: of the folder that has it, or of PUBLISHED."""
     for folder in (weights, name):
         if folder is not None and (Path(folder) / "config.json").is_file():
-            return as_tower_config(AutoConfig.from_pretrained(folder))
+            return as_tower_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     if name not in PUBLISHED:
         raise ValueError(
             f"image tower {name!r} is neither a folder nor one of {sorted(PUBLISHED)}: give "

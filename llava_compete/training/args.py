@@ -104,6 +104,11 @@ class TrainArgs(TrainingArguments):
                 "save_on_each_node=true: all ranks share output_dir and write each checkpoint "
                 "together, leave it out"
             )
+        if self.save_only_model and self.resume == "auto":
+            raise ValueError(
+                "save_only_model=true: checkpoints would hold nothing to resume from, and "
+                "resume=auto would begin anew each time; leave one of them out"
+            )
         check_step_timeout(self.step_timeout, self.ddp_timeout)
         if self.enable_jit_checkpoint:
             raise ValueError(

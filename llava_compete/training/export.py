@@ -47,5 +47,5 @@ def export(
     model.tie_weights()
     if (checkpoint / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint)
-    write(model, AutoProcessor.from_pretrained(checkpoint), output)
+    write(model, AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False), output)
     return count_parameters(model)

@@ -13,12 +13,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import psutil
 
 EXIT_FILE = "LLAVA_COMPETE_EXIT_FILE"  # environment variable: where a rank writes its exit code
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # which are handed on
 
 
 def report_exit(code: int) -> None:
@@ -34,34 +37,55 @@ def launch(command: Sequence[str]) -> int:
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "code"
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait until forward is there
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the launcher inherits that
-        launcher = subprocess.Popen(command, env={**os.environ, EXIT_FILE: str(file)})
+        environment = {**os.environ, EXIT_FILE: str(file)}
+        launcher = subprocess.Popen(command, env=environment, preexec_fn=_unblock)
 
         def forward(number: int, _: FrameType | None) -> None:
-            below = _alive(launcher.pid)
-            for process in _ranks(below) or below:
-                process.send_signal(number)
+            running = _running(launcher.pid)
+            for one in _ranks(running) or running:
+                with suppress(psutil.NoSuchProcess):  # it has ended by now
+                    one.process.send_signal(number)
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the launcher, too
-        signal.signal(signal.SIGTERM, forward)
-        signal.signal(signal.SIGUSR1, forward)
+        for number in SIGNALS:
+            signal.signal(number, forward)
+        _unblock()
         code = launcher.wait()
         if code and file.exists():
             return int(file.read_text())
     return code if code >= 0 else 128 - code
 
 
-def _alive(pid: int) -> list[psutil.Process]:
-    """The launcher and all processes below it that are not dead."""
-    launcher = psutil.Process(pid)
-    found = [launcher, *launcher.children(recursive=True)]
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _ranks(processes: list[psutil.Process]) -> list[psutil.Process]:
+class Running(NamedTuple):
+    """A process and what was asked of it while it ran."""
+
+    process: psutil.Process
+    parent: int
+    has_rank: bool
+
+
+def _running(pid: int) -> list[Running]:
+    """The launcher and all processes below it that have not ended."""
+    found: list[Running] = []
+    with suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(pid)
+        for process in (launcher, *launcher.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # a zombie is one, too
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(Running(process, process.ppid(), "RANK" in process.environ()))
+    return found
+
+
+def _ranks(running: list[Running]) -> list[Running]:
     """Those that a launcher has given a RANK; loader workers, which inherit it, are left out."""
-    with_rank = {process.pid for process in processes if "RANK" in process.environ()}
-    return [p for p in processes if p.pid in with_rank and p.ppid() not in with_rank]
+    with_rank = {one.process.pid for one in running if one.has_rank}
+    return [one for one in running if one.has_rank and one.parent not in with_rank]
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ def check_order(args: TrainingArguments, batching: str) -> None:
             "ignore_data_skip=true: a resumed run would draw other rows than the undisturbed one, "
             "leave it out"
         )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size=true: a step would have other rows than the recipe says, and a "
+            "resumed run others again; `llava-compete plan` says which batch size fits"
+        )
     ways = args.accelerator_config
     if ways.split_batches or ways.dispatch_batches or not ways.even_batches:
         raise ValueError(

@@ -123,6 +123,13 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> Non
             raise ValueError(f"{folder / name} has other bytes than were written (SHA-256)")
 
 
+def sync_files(folder: Path) -> None:
+    """All files below ``folder`` are on the disk."""
+    for name in list_files(folder):
+        with (folder / name).open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Names in ``folder`` are on the disk."""
     opened = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """The rows of each optimizer step stay the same where a run goes on with other processes."""
 
 import logging
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -10,17 +11,18 @@ from llava_compete.training.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 ORDER = "order"  # its place in a manifest's settings
+BEGUN_BY = "begun_by_processes"  # likewise, of the number of processes at the run's beginning
 
 
 def kept_accumulation(args: TrainingArguments, before: Manifest) -> int:
     """Micro-batches of an optimizer step that keep its rows; ValueError says which numbers can.
 
-    The recipe's own where the processes are as many as before: then it is the recipe that changes
+    The recipe's own where the processes are as many as ever: then it is the recipe that changes
     the step, and settings.py refuses that.
     """
-    rows = before.settings["rows_per_step"]
+    rows, begun = before.settings["rows_per_step"], before.settings[BEGUN_BY]
     batch_size, world_size = args.per_device_train_batch_size, args.world_size
-    if world_size == before.world_size:
+    if world_size == before.world_size == begun:
         return args.gradient_accumulation_steps
     steps, rest = divmod(rows, batch_size * world_size)
     if rest:
@@ -47,6 +49,14 @@ def run_order(args: TrainingArguments, before: Manifest | None) -> Order:
     if before is not None:
         return Order(*before.settings[ORDER])
     return Order.of(args.per_device_train_batch_size, args.world_size)
+
+
+def order_settings(
+    args: TrainingArguments, before: Manifest | None, order: Order
+) -> dict[str, Any]:
+    """What the manifests of a run say of its beginning, the same in all of them."""
+    begun_by = args.world_size if before is None else before.settings[BEGUN_BY]
+    return {ORDER: list(order), BEGUN_BY: begun_by}
 
 
 def _divisors(number: int) -> list[int]:

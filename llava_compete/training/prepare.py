@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
@@ -31,8 +31,8 @@ from llava_compete.quantized import quantize_frozen
 from llava_compete.tower import open_features
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.callbacks import build_schedule
-from llava_compete.training.manifest import read_manifest
-from llava_compete.training.order import ORDER, kept_accumulation, run_order
+from llava_compete.training.manifest import Manifest, read_manifest
+from llava_compete.training.order import kept_accumulation, order_settings, run_order
 from llava_compete.training.output import DATA, RECIPE, agreed, find_resume, refuse_results
 from llava_compete.training.parts import check_parts, set_trainable
 from llava_compete.training.saving import clean_up
@@ -41,13 +41,71 @@ from llava_compete.training.trainer import LlavaTrainer
 from llava_compete.training.watchdog import Watchdog
 
 
+class Recipe(NamedTuple):
+    """What a run was asked for."""
+
+    argv: list[str]  # the recipe's file and the flags behind it
+    model: ModelArgs
+    data: DataArgs
+    training: TrainArgs
+
+    @property
+    def parts(self) -> tuple[ModelArgs, DataArgs, TrainArgs]:
+        """The dataclasses that its keys are fields of."""
+        return self.model, self.data, self.training
+
+
+class Beginning(NamedTuple):
+    """Where a run begins: anew, or from a checkpoint."""
+
+    checkpoint: str | None
+    before: Manifest | None  # of that checkpoint
+
+
 def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     """The trainer and the checkpoint to resume from; ValueError for whatever is wrong by then."""
+    recipe = _read(argv)
+    checkpoint, before = _find_beginning(recipe.training)
+    if before is not None:
+        recipe = _with_kept_rows(recipe, before)
+    if checkpoint is None and not recipe.training.dry_run:
+        output_dir = Path(recipe.training.output_dir)
+        refuse_results(output_dir, keep_own=recipe.training.resume == "auto")
+    model, processor = _open_model(recipe.model, recipe.training)
+    dataset = _open_dataset(recipe, model, processor)
+    record = check_data(dataset, recipe.data) if recipe.training.process_index == 0 else None
+    order = run_order(recipe.training, before)
+    settings = run_settings(recipe.parts, recipe.training, dataset, model.config)
+    settings |= order_settings(recipe.training, before, order)
+    if before is not None:
+        check_settings(before.settings, settings, str(checkpoint))
+    given = resolved(recipe.argv, recipe.parts)
+    skips = recipe.data.broken_images == "skip"
+    trainer = LlavaTrainer(
+        model=model,
+        args=recipe.training,
+        recipe=given,
+        settings=settings,
+        order=order,
+        train_dataset=dataset,
+        data_collator=Collator(processor),
+        processing_class=processor,
+        max_skipped_share=recipe.data.max_skipped_share if skips else None,
+    )
+    if record is not None and not recipe.training.dry_run:
+        output_dir = Path(recipe.training.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / RECIPE).write_text(yaml.safe_dump(given, sort_keys=False))
+        (output_dir / DATA).write_text(json.dumps(record, indent=1))
+    return trainer, checkpoint
+
+
+def _read(argv: Sequence[str]) -> Recipe:
+    """The recipe with its flags; the process knows its rank then."""
     if argv and not argv[0].startswith("-") and wants_deepspeed(argv):
         _be_a_world_of_one()
-    model_args, data_args, args = parse(
-        (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
-    )
+    recipe = _parse(argv)
+    args = recipe.training
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs but one process: launch by scripts/train.sh, or choose one GPU by "
@@ -55,18 +113,33 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
         )
     if args.process_index:
         disable_progress_bar()  # one rank's bars are enough
+    return recipe
+
+
+def _parse(argv: Sequence[str]) -> Recipe:
+    parts = parse((ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train")
+    return Recipe(list(argv), *parts)
+
+
+def _find_beginning(args: TrainArgs) -> Beginning:
+    """As rank 0 finds it; what an earlier start was writing is tidied up before."""
     output_dir = Path(args.output_dir)
     if args.process_index == 0 and args.resume != "never" and not args.dry_run:
         clean_up(output_dir)
-    resume_from = agreed(args, lambda: find_resume(args.resume, output_dir))
-    before = read_manifest(Path(resume_from)) if resume_from is not None else None
-    if before and (steps := kept_accumulation(args, before)) != args.gradient_accumulation_steps:
-        argv = [*argv, f"--gradient_accumulation_steps={steps}"]
-        model_args, data_args, args = parse(
-            (ModelArgs, DataArgs, TrainArgs), argv, prog="llava-compete train"
-        )
-    if resume_from is None and not args.dry_run:
-        refuse_results(output_dir, keep_own=args.resume == "auto")
+    checkpoint = agreed(args, lambda: find_resume(args.resume, output_dir))
+    return Beginning(checkpoint, read_manifest(Path(checkpoint)) if checkpoint else None)
+
+
+def _with_kept_rows(recipe: Recipe, before: Manifest) -> Recipe:
+    """The recipe with as many micro-batches as keep the rows of the checkpoint's steps."""
+    steps = kept_accumulation(recipe.training, before)
+    if steps == recipe.training.gradient_accumulation_steps:
+        return recipe
+    return _parse([*recipe.argv, f"--gradient_accumulation_steps={steps}"])
+
+
+def _open_model(model_args: Any, args: Any) -> tuple[Model, LlavaProcessor]:
+    """The checkpoint's model, as a recipe's ModelArgs and TrainArgs have it, with its processor."""
     if args.deepspeed:
         # ZeRO-3 shards while the model is built and has to know the ranks by then.
         deepspeed.init_distributed()
@@ -91,31 +164,7 @@ def prepare(argv: Sequence[str]) -> tuple[LlavaTrainer, str | None]:
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
     if model.competitors():
         build_schedule(model, args, max(args.max_steps, 0))  # an impossible rate is refused here
-    dataset = _open_dataset(data_args, args, model, processor, Path(model_args.checkpoint))
-    record = check_data(dataset, data_args) if args.process_index == 0 else None
-    skips = data_args.broken_images == "skip"
-    recipe = resolved(argv, (model_args, data_args, args))
-    settings = run_settings((model_args, data_args, args), args, dataset, model.config)
-    order = run_order(args, before)
-    settings[ORDER] = list(order)
-    if before is not None:
-        check_settings(before.settings, settings, str(resume_from))
-    trainer = LlavaTrainer(
-        model=model,
-        args=args,
-        recipe=recipe,
-        settings=settings,
-        order=order,
-        train_dataset=dataset,
-        data_collator=Collator(processor),
-        processing_class=processor,
-        max_skipped_share=data_args.max_skipped_share if skips else None,
-    )
-    if record is not None and not args.dry_run:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / RECIPE).write_text(yaml.safe_dump(recipe, sort_keys=False))
-        (output_dir / DATA).write_text(json.dumps(record, indent=1))
-    return trainer, resume_from
+    return model, processor
 
 
 def routing_change(args: Any) -> RoutingChange:
@@ -136,22 +185,20 @@ def _attention(name: str, batching: str) -> str:
     return PACKED_SDPA if name == "sdpa" and batching == "packed" else name
 
 
-def _open_dataset(
-    data_args: DataArgs, args: TrainArgs, model: Model, processor: LlavaProcessor, checkpoint: Path
-) -> LlavaDataset:
+def _open_dataset(recipe: Recipe, model: Model, processor: LlavaProcessor) -> LlavaDataset:
     """The rows, measured by each machine's first process while its others wait."""
-    features = None
-    if data_args.features:
-        features = open_features(Path(data_args.features), model, checkpoint)
-    with args.main_process_first(local=True, desc="measuring rows"):
+    args, features = recipe.data, None
+    if args.features:
+        features = open_features(Path(args.features), model, Path(recipe.model.checkpoint))
+    with recipe.training.main_process_first(local=True, desc="measuring rows"):
         return LlavaDataset(
-            Path(data_args.data_path),
-            Path(data_args.image_folder),
+            Path(args.data_path),
+            Path(args.image_folder),
             processor,
-            data_args.max_length,
-            linked_folders=tuple(map(Path, data_args.linked_folders)),
-            exclude=Path(data_args.exclude) if data_args.exclude else None,
-            broken_images=data_args.broken_images,
+            args.max_length,
+            linked_folders=tuple(map(Path, args.linked_folders)),
+            exclude=Path(args.exclude) if args.exclude else None,
+            broken_images=args.broken_images,
             features=features,
         )
 
@@ -177,10 +224,11 @@ def check_data(dataset: LlavaDataset, args: DataArgs) -> dict[str, Any]:
 
 def run(trainer: LlavaTrainer, resume_from: str | None) -> None:
     """Train, save the model with its processor, and leave trainer_state and train_results."""
-    with trainer.preemption, Watchdog(trainer, trainer.args.step_timeout):
-        result = trainer.train(resume_from_checkpoint=resume_from)
-    trainer.preemption.leave()
-    trainer.save_model()
+    with Watchdog(trainer, trainer.args.step_timeout):
+        with trainer.preemption:
+            result = trainer.train(resume_from_checkpoint=resume_from)
+        trainer.preemption.leave()
+        trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
 

@@ -22,6 +22,7 @@ from llava_compete.training.manifest import (
     list_files,
     package_versions,
     read_manifest,
+    sync_files,
     sync_folder,
     write_manifest,
 )
@@ -162,8 +163,8 @@ def publish_files(partial: Path, final: Path) -> None:
     Without config.json a directory is no model, so no reader takes half of one.
     """
     config = final / "config.json"
+    sync_files(partial)
     config.unlink(missing_ok=True)
-    hash_files(partial, list_files(partial), sync=True)
     for path in sorted(partial.iterdir(), key=lambda path: path.name == config.name):
         remove(final / path.name)
         path.rename(final / path.name)

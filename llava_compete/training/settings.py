@@ -51,6 +51,9 @@ def run_settings(
             if item.init and _is_kept(item.name):
                 values[item.name] = _plain(getattr(part, item.name))
     values["features"] = values["features"] is not None  # of which folder says checkpoint.py
+    # Below, a key that one side lacks is no difference; here experts and adapters are.
+    values["parts_with_experts"] = sorted(config.moe or {})
+    values["adapters"] = config.lora is not None
     values["rows"] = dataset.table.fingerprint()
     values["rows_per_step"] = (
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

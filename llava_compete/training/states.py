@@ -66,13 +66,16 @@ def open_states(checkpoint: Path, trained: Sequence[str] = ()) -> States:
 
 
 def deepspeed_folder(checkpoint: Path) -> Path | None:
-    """Where DeepSpeed wrote below a checkpoint; None where it did not."""
-    found = [path for path in checkpoint.glob("global_step*") if TAG.fullmatch(path.name)]
+    """Where DeepSpeed wrote below a checkpoint; None where it did not.
+
+    ValueError where ``latest``, which DeepSpeed follows, names none of its folders.
+    """
+    found = list(checkpoint.glob("global_step*"))
     if not found:
         return None
     latest = checkpoint / "latest"
     tag = latest.read_text().strip() if latest.is_file() else ""
-    if checkpoint / tag not in found:
+    if not TAG.fullmatch(tag) or checkpoint / tag not in found:
         raise ValueError(
             f"{latest} says {tag!r}, which is none of {sorted(path.name for path in found)}"
         )

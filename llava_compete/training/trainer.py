@@ -27,9 +27,8 @@ from llava_compete.training.preemption import Preemption
 from llava_compete.training.progress import Progress
 from llava_compete.training.saving import FINAL, PARTIAL, CheckpointWriter
 from llava_compete.training.skipped import SkippedRows
-from llava_compete.training.states import open_states
 from llava_compete.training.trial import TrialSave
-from llava_compete.training.universal import is_moved, load_states, load_weights
+from llava_compete.training.universal import is_moved, load_states
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
 
 
@@ -182,9 +181,7 @@ class LlavaTrainer(Trainer):
         return str(self.writer.folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if is_moved(self.args, resume_from_checkpoint):
-            load_weights(self.model, open_states(Path(resume_from_checkpoint)))
-        else:
+        if not is_moved(self.args, resume_from_checkpoint):  # else load_states reads the weights
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(

@@ -24,11 +24,11 @@ REPORT = "hang-rank-{}.txt"  # in the output directory, one a rank
 class Watchdog(TrainerCallback):
     """While entered, a thread that ends the process when nothing moved for ``timeout`` seconds.
 
-    What moves is the beginning or end of a step or a micro-batch, a log and a save. Each rank then
-    writes to REPORT and to stderr its rank, host, last sign of life and the stacks of its threads,
-    and names the ranks that reported nothing: those are stopped, dead, or out of reach. Seconds
-    are counted by the thread's own ticks, so the time in which a scheduler has suspended the
-    process is no time. 0 seconds: no thread.
+    What moves is the trial save, the beginning or end of a step or a micro-batch, a log and a save.
+    Each rank then writes to REPORT and to stderr its rank, host, last sign of life and the stacks
+    of its threads, and names the ranks that reported nothing: those are stopped, dead, or out of
+    reach. Seconds are counted by the thread's own ticks, so the time in which a scheduler has
+    suspended the process is no time. 0 seconds: no thread.
     """
 
     def __init__(self, trainer: "LlavaTrainer", timeout: float) -> None:
@@ -38,7 +38,7 @@ class Watchdog(TrainerCallback):
         self.timeout = timeout
         self._tick = min(timeout / 10, 5.0)
         self._ticks = 0  # since the last sign of life
-        self._last = "the training began"
+        self._last = "the training was started"
         self._stopped = threading.Event()
         trainer.add_callback(self)
 
@@ -52,6 +52,9 @@ class Watchdog(TrainerCallback):
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._stopped.set()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._beat("the training began")  # the checkpoint was read, the trial save is done
 
     def on_step_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         self._beat(f"step {state.global_step + 1} began")
@@ -78,20 +81,26 @@ class Watchdog(TrainerCallback):
                 self._end()
 
     def _end(self) -> None:
+        try:
+            report_exit(HUNG)
+            self._say_where()
+        finally:  # a full disk takes the report, not the end
+            os._exit(HUNG)  # the main thread waits for something that does not come
+
+    def _say_where(self) -> None:
         header = (
             f"rank {self.rank} of {self.world_size} on {socket.gethostname()}, process "
             f"{os.getpid()}: {self._last}, then nothing for step_timeout={self.timeout} s\n"
         )
+        _say(sys.stderr, header)
+        faulthandler.dump_traceback(sys.stderr)
         with self._report(self.rank).open("w") as file:
-            for stream in (file, sys.stderr):
-                _say(stream, header)
-                faulthandler.dump_traceback(stream)
+            _say(file, header)
+            faulthandler.dump_traceback(file)
             # The others' time is up within a tick or two; their stacks are wanted, too.
             time.sleep(2 * self._tick + 1)
-            for stream in (file, sys.stderr):
+            for stream in (sys.stderr, file):
                 _say(stream, self._silent())
-        report_exit(HUNG)
-        os._exit(HUNG)  # the main thread waits for something that does not come
 
     def _silent(self) -> str:
         silent = [rank for rank in range(self.world_size) if not self._report(rank).exists()]

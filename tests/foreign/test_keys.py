@@ -39,6 +39,13 @@ def test_a_part_that_is_not_there_is_refused():
         map_keys({"q": numbers(1), "v": numbers(1)}, [rule])
 
 
+def test_two_keys_that_are_one_part_are_refused():
+    rule = Join("(?:model\\.)?(?P<part>[qk])", "in_proj", order=("q", "k"))
+    state = {"q": numbers(1), "k": numbers(1), "model.q": numbers(1)}
+    with pytest.raises(ValueError, match=r"in_proj: q and model\.q are the same part of it"):
+        map_keys(state, [rule])
+
+
 def test_one_tensor_becomes_several():
     rule = Split(r"(.*)\.qkv", (r"\1.q", r"\1.k"), lambda x: x.chunk(2))
     mapped = map_keys({"a.qkv": numbers(4)}, [rule])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llava_compete.data.batches import BATCHINGS, Batches, Order
-from llava_compete.training.order import kept_accumulation, run_order
+from llava_compete.training.order import kept_accumulation, order_settings, run_order
 
 
 def args(batch_size: int, accumulation: int, world_size: int) -> Any:
@@ -19,8 +19,11 @@ def args(batch_size: int, accumulation: int, world_size: int) -> Any:
     )
 
 
-def manifest(rows: int, world_size: int, order: tuple[int, int] = (1, 1)) -> Any:
+def manifest(
+    rows: int, world_size: int, order: tuple[int, int] = (1, 1), begun_by: int | None = None
+) -> Any:
     settings = {"rows_per_step": rows, "order": list(order)}
+    settings["begun_by_processes"] = begun_by or world_size
     return SimpleNamespace(settings=settings, world_size=world_size)
 
 
@@ -33,6 +36,17 @@ def test_accumulation_keeps_the_rows_of_a_step(
 ) -> None:
     before = manifest(rows=32, world_size=2)
     assert kept_accumulation(args(batch_size, given, processes), before) == kept
+
+
+def test_a_moved_run_keeps_its_rows_at_the_second_start_too() -> None:
+    """Begun by 2 with 4 micro-batches of 4 rows, gone on by 1, and by 1 again."""
+    before = manifest(rows=32, world_size=1, begun_by=2)
+    assert kept_accumulation(args(4, 4, 1), before) == 8
+    assert order_settings(args(4, 8, 1), before, Order(8, 8)) == {
+        "order": [8, 8],
+        "begun_by_processes": 2,
+    }
+    assert order_settings(args(4, 8, 1), None, Order(4, 1))["begun_by_processes"] == 1
 
 
 def test_what_cannot_be_kept_is_refused_with_what_can() -> None:

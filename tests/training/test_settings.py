@@ -12,6 +12,7 @@ import yaml
 from llava_compete.config import DataArgs, ModelArgs
 from llava_compete.training import settings
 from llava_compete.training.args import TrainArgs
+from llava_compete.training.manifest import read_manifest
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.settings import check_settings
 from tests import tiny
@@ -79,6 +80,16 @@ FIXED: dict[str, tuple[dict[str, Any], str]] = {
     "competition": ({"competition_warmup": 1}, "competition_warmup: 0.05"),
     "optimizer": ({"adam_beta2": 0.9}, "adam_beta2: 0.999"),
 }
+
+
+def test_experts_and_adapters_are_known_though_one_side_has_no_key_of_them(
+    started: dict[str, Any], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    dense, parts = {"checkpoint": str(checkpoints["dense"])}, r"\['language_model', 'projector'\]"
+    with pytest.raises(ValueError, match=rf"parts_with_experts: {parts} in the .*, now \[\]"):
+        prepare(argv({**started, **dense}, tmp_path))
+    manifest = read_manifest(Path(started["output_dir"]) / "checkpoint-2")
+    assert manifest.settings["adapters"] is False
 
 
 @pytest.mark.parametrize("kind", FIXED)

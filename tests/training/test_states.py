@@ -177,6 +177,14 @@ def test_latest_names_a_folder_beside_it(tmp_path: Path) -> None:
         deepspeed_folder(checkpoint)
 
 
+def test_a_folder_of_another_name_which_deepspeed_would_read_is_none(tmp_path: Path) -> None:
+    checkpoint = with_deepspeed(tmp_path / "named", {"x": Bomb(tmp_path / "ran")})
+    (checkpoint / "global_step3").rename(checkpoint / "global_step_evil")
+    (checkpoint / "latest").write_text("global_step_evil")
+    with pytest.raises(ValueError, match="which is none of"):
+        refuse_foreign_pickles(checkpoint)
+
+
 def test_optimizers_parameters_are_counted(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = tmp_path / "few"
     checkpoint.mkdir()

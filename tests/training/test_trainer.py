@@ -190,6 +190,8 @@ def test_a_resumed_run_keeps_the_schedule_and_ends_at_the_last_step(recipe: dict
         ({"checkpoint": "nowhere"}, "checkpoint nowhere is not a directory"),
         ({"save_on_each_node": True}, "all ranks share output_dir"),
         ({"ignore_data_skip": True}, "a resumed run would draw other rows"),
+        ({"auto_find_batch_size": True}, "a step would have other rows than the recipe says"),
+        ({"save_only_model": True, "resume": "auto"}, "nothing to resume from"),
     ],
 )
 def test_a_fault_of_the_recipe_is_named_before_anything_is_written(

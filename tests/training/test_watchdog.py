@@ -40,7 +40,7 @@ def be_watched(folder: Path, rank: int, world: int, beats: int, stderr: Path) ->
 
 def watched(folder: Path, **values: Any) -> tuple[int | None, str]:
     """Exit code and what the process said on stderr."""
-    stderr = folder.with_name("stderr")
+    stderr = folder.parent.with_name("stderr")
     process = fork.Process(target=be_watched, args=(folder,), kwargs={**values, "stderr": stderr})
     process.start()
     process.join(60)
@@ -80,6 +80,12 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path: Path) -
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)
     assert process.exitcode == 0
+
+
+def test_a_run_whose_folder_takes_no_report_ends_by_the_same_code(tmp_path: Path) -> None:
+    code, said = watched(tmp_path / "not" / "there", rank=0, world=1, beats=1)
+    assert code == HUNG, said
+    assert f"step 7 began, then nothing for step_timeout={TIMEOUT} s" in said
 
 
 def test_the_report_is_a_file_of_the_run() -> None:
