@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
+from llava_compete.training.states import load_pickled
 from tests.faults.runs import STEPS
 
 TIMED = {"step_seconds"}  # of a log line
@@ -40,12 +42,13 @@ def _log(output: Path) -> list[dict[str, float]]:
 
 
 def _states(checkpoint: Path) -> dict[str, Any]:
-    """What each tensor file of a checkpoint holds; our own files, so pickle may read them."""
+    """What each tensor file of a checkpoint holds."""
     states: dict[str, Any] = {}
     for path in sorted(checkpoint.rglob("*")):
         name = str(path.relative_to(checkpoint))
         if path.suffix in TENSOR_FILES:
-            states[name] = torch.load(path, map_location="cpu", weights_only=False)
+            with safe_globals():  # numpy's arrays in random states
+                states[name] = load_pickled(path)
         elif path.suffix == ".safetensors":
             states[name] = load_file(path)
     return states

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llava_compete import load, save
+from llava_compete.training.states import load_pickled
 from tests import tiny
 from tests.training.launches import REPOSITORY, launch
 
@@ -103,7 +104,7 @@ def states(folder: Path) -> dict[str, Any]:
     """All that the optimizers of the ranks hold, by file."""
     files = [*folder.rglob("*optim_states.pt"), *folder.glob("optimizer.pt")]
     assert files
-    return {str(file.relative_to(folder)): torch.load(file, weights_only=False) for file in files}
+    return {str(file.relative_to(folder)): load_pickled(file) for file in files}
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
