@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from llava_compete.moe.upcycle import upcycle
 from llava_compete.processor import IMAGE_TOKEN, build_processor, end_of_turn_id
 from llava_compete.projector import build_projector, calibrate
 from llava_compete.vision import VisionConfig, load_tower
-from llava_compete.weight_files import read_index
+from llava_compete.weight_files import read_folder, read_index
 
 Model = LlavaCompeteForConditionalGeneration
 
@@ -189,11 +189,13 @@ def load(
     if routing:
         changed = changed_configs(config, routing, path)
         config.moe = {part: moe_config.to_dict() for part, moe_config in changed.items()}
+    anew = tuple(routing.parts or config.moe_configs) if routing.fresh else ()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # _check_loaded says what does not fit
     try:
         model, info = Model.from_pretrained(
-            path,
+            None if anew else path,
+            state_dict=_without_routers(path, anew) if anew else None,
             config=config,
             dtype=dtype,
             output_loading_info=True,
@@ -205,11 +207,26 @@ def load(
     finally:
         transformers_logging.set_verbosity(verbosity)
     _check_loaded(info, path, routing, config)
-    if routing.fresh:
-        for part in routing.parts or config.moe_configs:
-            for layer in model.moe_layers()[part]:
-                reset_router(layer.router)
+    if anew and (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    for part in anew:
+        for layer in model.moe_layers()[part]:
+            reset_router(layer.router)
     return model, AutoProcessor.from_pretrained(path, trust_remote_code=False)
+
+
+def _without_routers(path: Path, parts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights but those of the parts' routers.
+
+    A gate of another shape than the fresh router's would end ZeRO-3's loading.
+    """
+    routers = _of_routers(parts)
+    return {key: value for key, value in read_folder(path).items() if not routers.match(key)}
+
+
+def _of_routers(parts: Iterable[str]) -> re.Pattern[str]:
+    """What the names of the parts' routers' weights begin with."""
+    return re.compile(rf"\W*(?:{'|'.join(parts)})\.(?:.*\.)?router\.")
 
 
 def changed_configs(
@@ -232,8 +249,7 @@ def _check_loaded(
         for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if info[name]
     }
-    parts = "|".join(routing.parts or config.moe_configs)
-    of_routers = re.compile(rf"\W*(?:{parts})\.(?:.*\.)?router\.")
+    of_routers = _of_routers(routing.parts or config.moe_configs)
     others = {
         name: found
         for name, keys in faults.items()

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from tests.training.recipes import logged_steps
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -16,22 +19,24 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(
-    module: str, words: Sequence[str], *, processes: int, fails: bool = False, timeout: int = 600
-) -> str:
-    """What ``python -m module words`` says; it has to fail where ``fails`` says so."""
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--master-port", str(free_port()), "-m"]
+def torchrun() -> list[str]:
+    """Two processes; the module's name and words follow."""
+    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*module, "--master-port", str(free_port()), "-m"]
+
+
+def run(
+    command: Sequence[str], *, fails: bool = False, threads: int = 1, timeout: int = 600
+) -> subprocess.CompletedProcess[str]:
+    """The command, at its end; it has to fail where ``fails`` says so."""
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
-        [*command, module, *words],
+        command,
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -39,6 +44,21 @@ def launch(
         timeout=timeout,
         check=False,
     )
-    said = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, said[-9000:]
-    return said
+    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+def launch(module: str, words: Sequence[str], *, processes: int, **how: Any) -> str:
+    """What ``python -m module words`` says, in one process or two; ``how`` as of ``run``."""
+    launcher = [sys.executable, "-m"] if processes == 1 else torchrun()
+    done = run([*launcher, module, *words], **how)
+    return done.stdout + done.stderr
+
+
+def train(
+    launcher: Sequence[str], recipe: str | Path, output: Path, *flags: str, threads: int = 1
+) -> list[dict[str, Any]]:
+    """Train as a user does; the log, step by step."""
+    words = ["llava_compete", "train", str(recipe), "--output_dir", str(output), *flags]
+    run([*launcher, *words], threads=threads)
+    return logged_steps(output)

@@ -5,8 +5,6 @@ The one process has both ranks' batches by gradient accumulation.
 
 import copy
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from safetensors.torch import load_file
 
 from llava_compete import ROUTERS, save, upcycle_model
 from tests import tiny
-from tests.training.test_zero import REPOSITORY, torchrun
+from tests.training.launches import REPOSITORY, free_port, launch, run, train
+from tests.training.recipes import argv, for_two_ranks, logged_steps
 
 pytestmark = pytest.mark.slow
 
@@ -29,22 +28,6 @@ RUNS = {  # flags of each kind of run
     "one_process": ["--gradient_accumulation_steps", "2"],
 }
 every_router = pytest.mark.parametrize("router", ROUTERS)
-
-
-def run(command: list[str]) -> str:
-    """Its standard output; what it printed, where it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout
 
 
 def write_checkpoint(dense: tuple, router: str, folder: Path) -> None:
@@ -65,31 +48,12 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A recipe for each router; rank 1 sees text alone and routes to other experts."""
     root = tmp_path_factory.mktemp("routers")
     dense = tiny.compose_tiny(root / "parts")
-    rows, images = tiny.write_rows(root, n=2 * STEPS, text_only=range(1, 2 * STEPS, 2))
+    recipe = for_two_ranks(root, root / "of each router", STEPS)
     recipes = []
     for router in ROUTERS:
         write_checkpoint(dense, router, root / router)
-        recipes.append(root / f"{router}.yaml")
-        recipes[-1].write_text(
-            f"""
-            checkpoint: {root / router}
-            trainable: [vision, projector, language_model]
-            data_path: {rows}
-            image_folder: {images}
-            output_dir: {root / "unused"}
-            per_device_train_batch_size: 1
-            max_steps: {STEPS}
-            learning_rate: 1e-2
-            train_sampling_strategy: sequential
-            competition_rate: 0.5
-            competition_max_layers: 2
-            competition_warmup: 1
-            logging_steps: 1
-            save_strategy: "no"
-            use_cpu: true
-            report_to: none
-            """
-        )
+        own = {"checkpoint": str(root / router), "output_dir": str(root / router)}
+        recipes.append(Path(*argv(recipe, **own)))
     return recipes
 
 
@@ -98,23 +62,9 @@ def trainings(recipes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """A folder for each kind of run, in which each router has its run."""
     root = tmp_path_factory.mktemp("runs")
     for kind, flags in RUNS.items():
-        launcher = [sys.executable, "-m"] if kind == "one_process" else torchrun()
-        run(
-            [
-                *launcher,
-                "tests.training.train_each",
-                str(root / kind),
-                *map(str, recipes),
-                "--",
-                *flags,
-            ]
-        )
+        words = [str(root / kind), *map(str, recipes), "--", *flags]
+        launch("tests.training.train_each", words, processes=1 if kind == "one_process" else 2)
     return {kind: root / kind for kind in RUNS}
-
-
-def logged(training: Path) -> list[dict[str, float]]:
-    state = json.loads((training / "trainer_state.json").read_text())
-    return [entry for entry in state["log_history"] if "loss" in entry]
 
 
 def saved(training: Path) -> dict[str, torch.Tensor]:
@@ -127,7 +77,7 @@ def test_losses_loads_and_state_are_those_of_data_parallel_training(
     router: str, kind: str, trainings: dict[str, Path]
 ) -> None:
     plain, other = (trainings[name] / router for name in ("data_parallel", kind))
-    entries = list(zip(logged(plain), logged(other), strict=True))
+    entries = list(zip(logged_steps(plain), logged_steps(other), strict=True))
     assert len(entries) == STEPS
     for wanted, got in entries:
         assert any(name.startswith("language_model/load/") for name in wanted)
@@ -152,8 +102,24 @@ def test_the_training_moves_the_router(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     for layer in range(2):
         assert any(f"layers.{layer}.mlp.router." in name for name in changed)
-    log = logged(trainings["data_parallel"] / router)
+    log = logged_steps(trainings["data_parallel"] / router)
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_zero3_starts_with_a_fresh_router_whose_gate_has_another_shape(
+    recipes: list[Path], tmp_path: Path
+) -> None:
+    """shared_v3 has no row for the shared expert."""
+    compete = next(recipe for recipe in recipes if recipe.stem == "compete")
+    fresh = ["--router", "shared_v3", "--fresh_routers", "true", "--max_steps", "2"]
+    one = [sys.executable, "-m"]
+    plain = train(one, compete, tmp_path / "plain", *fresh)
+    sharded = train(one, compete, tmp_path / "zero3", *fresh, "--deepspeed", ZERO3)
+    assert [e["loss"] for e in sharded] == pytest.approx([e["loss"] for e in plain], rel=1e-4)
+    gate = "language_model.model.layers.0.mlp.router.gate.weight"
+    before, after = saved(compete.parent / "compete")[gate], saved(tmp_path / "zero3")[gate]
+    assert after.shape[0] == before.shape[0] - 1
+    torch.testing.assert_close(after, saved(tmp_path / "plain")[gate], rtol=1e-3, atol=1e-4)
 
 
 def test_state_keeps_its_dtype_where_zero3_builds_the_model_in_bfloat16() -> None:
@@ -178,8 +144,7 @@ for name, router in ROUTERS.items():
         found[f"{name} {kind}"] = {key: str(value.dtype) for key, value in built.named_buffers()}
 print("FOUND" + json.dumps(found))
 """
-    port = torchrun()[torchrun().index("--master-port") + 1]
-    output = run([sys.executable, "-c", code, port])
+    output = run([sys.executable, "-c", code, str(free_port())]).stdout
     found = json.loads(output.split("FOUND")[-1])
     for router in ROUTERS:
         assert found[f"{router} zero3"] == found[f"{router} plain"], router
