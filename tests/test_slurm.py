@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.training.test_zero import REPOSITORY
+from tests.training.launches import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
 

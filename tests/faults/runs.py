@@ -6,7 +6,6 @@ Ranks are started as srun starts them: RANK, WORLD_SIZE and MASTER_PORT, no laun
 
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import llava_compete.training.prepare  # noqa: F401 (the children have it by the
 from llava_compete.__main__ import main
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
+from tests.training.launches import REPOSITORY, free_port
 
-REPOSITORY = Path(__file__).parents[2]
 STAGES = (1, 2, 3)
 ZEROS = ("none", "zero1", "zero2", "zero3")
 WORLDS = (1, 2)
@@ -106,7 +105,7 @@ class Run:
         argv = ["train", str(recipe), "--output_dir", str(output), *flags]
         if setup.zero != "none":
             argv += ["--deepspeed", str(REPOSITORY / "zero_configs" / f"{setup.zero}.json")]
-        self.port = _free_port()
+        self.port = free_port()
         self.begun = time.monotonic()
         self.ranks: list[ForkProcess] = []
         self.logs = []
@@ -164,9 +163,3 @@ def _be_a_rank(argv: list[str], environment: dict[str, str], log: Path, hook: Ho
     if hook is not None:
         hook()
     main(argv)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

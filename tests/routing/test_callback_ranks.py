@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.training.test_zero import torchrun, train
+from tests.training.launches import torchrun, train
 
 pytestmark = pytest.mark.slow
 ROWS = 4

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from transformers import Trainer
 
@@ -17,8 +16,8 @@ from llava_compete.data.batches import BATCHINGS, Batches
 from llava_compete.training.dry_run import describe, num_steps
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.trainer import LlavaTrainer
-from tests import tiny
-from tests.training.test_zero import REPOSITORY, torchrun
+from tests.training.launches import REPOSITORY, torchrun
+from tests.training.recipes import argv, make_recipe
 
 ROWS = 13
 MAX_LENGTH = 250
@@ -27,28 +26,20 @@ every_batching = pytest.mark.parametrize("batching", BATCHINGS)
 
 @pytest.fixture
 def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    rows, images = tiny.write_rows(tmp_path, n=ROWS, text_only=(1, 8))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["routers"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(tmp_path / "run"),
-        "max_length": MAX_LENGTH,
-        "per_device_train_batch_size": 2,
-        "num_train_epochs": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    return make_recipe(
+        tmp_path,
+        checkpoints["moe"],
+        n=ROWS,
+        text_only=(1, 8),
+        trainable=["routers"],
+        max_length=MAX_LENGTH,
+        num_train_epochs=2,
+        learning_rate=5e-5,
+    )
 
 
 def make_trainer(recipe: dict[str, Any], **changes: Any) -> tuple[LlavaTrainer, str | None]:
-    file = Path(recipe["output_dir"]).with_name("recipe.yaml")
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    return prepare([str(file)])
+    return prepare(argv(recipe, **changes))
 
 
 class Drawn:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from llava_compete.data import IGNORED
@@ -16,39 +15,28 @@ from llava_compete.training.args import TrainArgs
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.replay import _layers
 from llava_compete.training.trainer import LlavaTrainer
-from tests import tiny
+from tests.training.recipes import argv, make_recipe
 
 STEPS = 6
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    rows, images = tiny.write_rows(tmp_path, n=2 * STEPS, text_only=(1,))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector", "language_model"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 2,
-        "max_steps": STEPS,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "cosine",
-        "competition_rate": 0.5,
-        "competition_max_layers": 2,
-        "competition_warmup": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    return make_recipe(
+        tmp_path,
+        checkpoints["moe"],
+        n=2 * STEPS,
+        trainable=["projector", "language_model"],
+        max_steps=STEPS,
+        lr_scheduler_type="cosine",
+        competition_rate=0.5,
+        competition_max_layers=2,
+        competition_warmup=0,
+    )
 
 
 def trainer_of(recipe: dict[str, Any], **changes: Any) -> LlavaTrainer:
-    file = Path(recipe["output_dir"]).with_name("recipe.yaml")
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    return prepare([str(file)])[0]
+    return prepare(argv(recipe, **changes))[0]
 
 
 def records(recipe: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,9 +1,6 @@
 """Two gloo processes of which one meets a fault: alike on both ranks, under every ZeRO stage."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +9,11 @@ import pytest
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
 from tests.training.finite_each import BACKWARD, FORWARD, LAYER, NONE_AT_ALL
-from tests.training.test_zero import free_port
+from tests.training.launches import REPOSITORY, launch
+from tests.training.recipes import argv, for_two_ranks
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
 STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
 
@@ -26,42 +23,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output directories of all runs."""
     root = tmp_path_factory.mktemp("finite")
     checkpoint = tiny.make_checkpoint(root / "moe", parts=PARTS, perturbation=1.0)
-    rows, images = tiny.write_rows(root, n=2 * STEPS, text_only=range(1, 2 * STEPS, 2))
-    recipe = root / "recipe.yaml"
-    recipe.write_text(
-        f"""
-        checkpoint: {checkpoint}
-        trainable: [vision, projector, language_model]
-        data_path: {rows}
-        image_folder: {images}
-        output_dir: {root / "unused"}
-        per_device_train_batch_size: 1
-        max_steps: {STEPS}
-        learning_rate: 1e-2
-        train_sampling_strategy: sequential
-        competition_rate: 0.5
-        competition_max_layers: 3
-        competition_warmup: 1
-        logging_steps: 1
-        save_strategy: "no"
-        use_cpu: true
-        report_to: none
-        """
-    )
+    recipe = Path(*argv(for_two_ranks(root, checkpoint, STEPS)))
     configs = [str(REPOSITORY / "zero_configs" / f"{stage}.json") for stage in STAGES]
     for given in ([], configs):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        module = ["--master-port", str(free_port()), "-m", "tests.training.finite_each"]
-        done = subprocess.run(
-            [*launcher, *module, str(recipe), str(root), *given],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        words = [str(recipe), str(root), *given]
+        launch("tests.training.finite_each", words, processes=2, timeout=900)
     return root
 
 

@@ -13,7 +13,7 @@ import pytest
 from llava_compete.training import launch as module
 from llava_compete.training.preemption import PREEMPTED
 from tests import tiny
-from tests.training.test_zero import REPOSITORY, free_port
+from tests.training.launches import REPOSITORY, free_port
 
 LAUNCH = [sys.executable, "-P", module.__file__]
 # A launcher of two ranks with a worker each, which ends with 1 as torchrun does. Each rank and each

@@ -1,58 +1,37 @@
 """A training of adapters: what moves, what is logged, how it resumes, in one process."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from llava_compete import load
 from llava_compete.__main__ import main
-from llava_compete.training.prepare import prepare, run
-from tests import tiny
+from llava_compete.training.prepare import prepare
+from tests.training import recipes
+from tests.training.recipes import argv
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1}
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    rows, images = tiny.write_rows(tmp_path, n=8, text_only=(1,))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector"],
-        "lora": LORA,
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "competition_rate": 0.5,
-        "competition_max_layers": 2,
-        "competition_warmup": 1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-
-
-def argv(recipe: dict[str, Any], **changes: Any) -> list[str]:
-    file = Path(recipe["output_dir"]).with_name("recipe.yaml")
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    return [str(file)]
+    return recipes.make_recipe(
+        tmp_path,
+        checkpoints["moe"],
+        lora=LORA,
+        max_steps=4,
+        competition_rate=0.5,
+        competition_max_layers=2,
+        competition_warmup=1,
+    )
 
 
 def train(recipe: dict[str, Any], **changes: Any) -> list[float]:
     """The loss of each step."""
-    run(*prepare(argv(recipe, **changes)))
-    output = Path({**recipe, **changes}["output_dir"])
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry["loss"] for entry in recipes.train(recipe, **changes)]
 
 
 def test_adapters_experts_routers_and_named_parts_move_and_nothing_else(

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from llava_compete.moe.routers import ROUTERS
@@ -18,7 +17,7 @@ from llava_compete.training.callbacks import CompetitionCallback
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.progress import FILE
 from llava_compete.training.trainer import LlavaTrainer
-from tests import tiny
+from tests.training.recipes import argv, make_recipe
 
 TIMES = {"step_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
 # Losses and expert loads need no state; these keep some from step to step.
@@ -28,34 +27,24 @@ STATEFUL = ("acmoe", "expert_race", "maskmoe", "shared_v3", "stablemoe")
 @pytest.fixture
 def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
     """8 rows, 4 steps an epoch, saved at 3 between the log lines of 2 and 4."""
-    rows, images = tiny.write_rows(tmp_path, n=8, text_only=(1,))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector", "language_model"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 2,
-        "max_steps": 6,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "cosine",
-        "competition_rate": 0.4,
-        "competition_max_layers": 3,
-        "competition_warmup": 0.2,
-        "save_strategy": "steps",
-        "save_steps": 3,
-        "logging_steps": 2,
-        "trial_save": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    return make_recipe(
+        tmp_path,
+        checkpoints["moe"],
+        trainable=["projector", "language_model"],
+        max_steps=6,
+        lr_scheduler_type="cosine",
+        competition_rate=0.4,
+        competition_max_layers=3,
+        competition_warmup=0.2,
+        save_strategy="steps",
+        save_steps=3,
+        logging_steps=2,
+        trial_save=False,
+    )
 
 
 def train(recipe: dict[str, Any], output: Path, **changes: Any) -> LlavaTrainer:
-    file = output.with_name(f"{output.name}.yaml")
-    file.write_text(yaml.safe_dump({**recipe, "output_dir": str(output), **changes}))
-    trainer, resume_from = prepare([str(file)])
+    trainer, resume_from = prepare(argv(recipe, output_dir=str(output), **changes))
     torch.manual_seed(99)
     run(trainer, resume_from)
     return trainer

@@ -8,44 +8,32 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from llava_compete import load
 from llava_compete.training.manifest import MANIFEST, read_manifest
 from llava_compete.training.output import find_resume
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.saving import PARTIAL, clean_up, whole_checkpoints
-from tests import tiny
+from tests.training.recipes import argv, make_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Any:
     root = tmp_path_factory.mktemp("saving")
-    rows, images = tiny.write_rows(root, n=8, text_only=(1,))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(root / "run"),
-        "per_device_train_batch_size": 2,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "competition_rate": 0.5,
-        "competition_max_layers": 2,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    return make_recipe(
+        root,
+        checkpoints["moe"],
+        max_steps=6,
+        learning_rate=1e-3,
+        competition_rate=0.5,
+        competition_max_layers=2,
+        save_strategy="steps",
+        save_steps=2,
+    )
 
 
 def train(recipe: dict[str, Any], output: Path, **changes: Any) -> Path:
-    file = output.with_name(f"{output.name}.yaml")
-    file.write_text(yaml.safe_dump({**recipe, "output_dir": str(output), **changes}))
-    run(*prepare([str(file)]))
+    run(*prepare(argv(recipe, output_dir=str(output), **changes)))
     return output
 
 

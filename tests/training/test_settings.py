@@ -16,32 +16,27 @@ from llava_compete.training.manifest import read_manifest
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.settings import check_settings
 from tests import tiny
+from tests.training.recipes import make_recipe
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Any:
     """A recipe, and its run of two steps with a checkpoint behind the first."""
     root = tmp_path_factory.mktemp("settings")
-    rows, images = tiny.write_rows(root, n=8)
-    recipe = {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(root / "run"),
-        "per_device_train_batch_size": 2,
-        "max_length": 400,
-        "max_steps": 2,
-        "learning_rate": 1e-3,
-        "competition_rate": 0.5,
-        "competition_max_layers": 2,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "resume": "auto",
-    }
+    recipe = make_recipe(
+        root,
+        checkpoints["moe"],
+        text_only=(),
+        max_length=400,
+        max_steps=2,
+        learning_rate=1e-3,
+        competition_rate=0.5,
+        competition_max_layers=2,
+        save_strategy="steps",
+        save_steps=1,
+        resume="auto",
+    )
+    recipe.pop("logging_steps")
     run(*prepare(argv(recipe, root)))
     return recipe
 

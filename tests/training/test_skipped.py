@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from llava_compete.training.dry_run import describe
 from llava_compete.training.output import DATA
-from llava_compete.training.prepare import prepare, run
+from llava_compete.training.prepare import prepare
 from llava_compete.training.skipped import SKIPPED
 from tests import tiny
-from tests.training.test_zero import torchrun
-from tests.training.test_zero import train as train_processes
+from tests.training.launches import torchrun
+from tests.training.launches import train as train_processes
+from tests.training.recipes import argv, make_recipe, train
 
 ROWS = 8
 BROKEN = 5  # three exchanges, as row 2 has, which is no longer
@@ -22,38 +22,17 @@ BROKEN = 5  # three exchanges, as row 2 has, which is no longer
 
 @pytest.fixture
 def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    rows, images = tiny.write_rows(tmp_path, n=ROWS, text_only=(1,))
-    (images / f"{BROKEN}.png").write_text("no picture")
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector", "routers"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(tmp_path / "run"),
-        "broken_images": "skip",
-        "max_skipped_share": 0.5,
-        "per_device_train_batch_size": 2,
-        "num_train_epochs": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-
-
-def arguments(recipe: dict[str, Any], **changes: Any) -> list[str]:
-    file = Path(recipe["output_dir"]).with_name("recipe.yaml")
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    return [str(file)]
-
-
-def train(recipe: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
-    run(*prepare(arguments(recipe, **changes)))
-    output = Path({**recipe, **changes}["output_dir"])
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
+    recipe = make_recipe(
+        tmp_path,
+        checkpoints["moe"],
+        n=ROWS,
+        trainable=["projector", "routers"],
+        broken_images="skip",
+        max_skipped_share=0.5,
+        num_train_epochs=2,
+    )
+    (tmp_path / "images" / f"{BROKEN}.png").write_text("no picture")
+    return recipe
 
 
 def records(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -150,12 +129,12 @@ def test_missing_pictures_are_counted_before_the_first_step_and_refused_past_the
     for index in (0, 3):
         (Path(recipe["image_folder"]) / f"{index}.png").unlink()
     with pytest.raises(ValueError, match=r"sample row-0: image .*0.png does not .*; 1 more rows"):
-        prepare(arguments(recipe, broken_images="error"))
+        prepare(argv(recipe, broken_images="error"))
     with pytest.raises(ValueError, match=r"2 of 8 rows of .* more than max_skipped_share=0.2:"):
-        prepare(arguments(recipe, max_skipped_share=0.2))
+        prepare(argv(recipe, max_skipped_share=0.2))
     assert not (Path(recipe["output_dir"]) / DATA).exists()
     capsys.readouterr()
-    prepare(arguments(recipe))
+    prepare(argv(recipe))
     record = json.loads((Path(recipe["output_dir"]) / DATA).read_text())
     assert record["sources"]["images"]["missing_images"] == 2
     assert capsys.readouterr().out.splitlines()[0].split()[-2:] == ["missing", "images"]
@@ -169,9 +148,7 @@ def test_what_is_trained_on_is_printed_and_kept(
     exclude = tmp_path / "exclude.json"
     data = Path(recipe["data_path"])
     write_exclusions(exclude, data, [Exclusion(BROKEN, "row-5", "damaged")], rows=ROWS)
-    trainer, _ = prepare(
-        arguments(recipe, exclude=str(exclude), broken_images="error", max_length=120)
-    )
+    trainer, _ = prepare(argv(recipe, exclude=str(exclude), broken_images="error", max_length=120))
     record = json.loads((Path(recipe["output_dir"]) / DATA).read_text())
     lengths = trainer.train_dataset.lengths
     assert record["total"] == {
@@ -195,7 +172,7 @@ def test_what_is_trained_on_is_printed_and_kept(
 def test_a_dry_run_over_a_broken_picture_shows_what_it_has(recipe: dict[str, Any]) -> None:
     for index in range(2, ROWS):
         (Path(recipe["image_folder"]) / f"{index}.png").write_text("no picture")
-    trainer, _ = prepare(arguments(recipe, dry_run=True, max_skipped_share=1.0))
+    trainer, _ = prepare(argv(recipe, dry_run=True, max_skipped_share=1.0))
     assert "(2, " in describe(trainer)
     assert not (Path(recipe["output_dir"]) / SKIPPED).exists()
 
@@ -203,7 +180,7 @@ def test_a_dry_run_over_a_broken_picture_shows_what_it_has(recipe: dict[str, Any
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_an_impossible_share_is_refused(recipe: dict[str, Any], share: float) -> None:
     with pytest.raises(ValueError, match=r"max_skipped_share=.* must be within 0 and 1"):
-        prepare(arguments(recipe, max_skipped_share=share))
+        prepare(argv(recipe, max_skipped_share=share))
 
 
 def test_a_directory_with_what_a_start_left_is_taken_by_auto(recipe: dict[str, Any]) -> None:
@@ -213,7 +190,7 @@ def test_a_directory_with_what_a_start_left_is_taken_by_auto(recipe: dict[str, A
     assert {path.name for path in output.iterdir()} == {"recipe.yaml", DATA, SKIPPED}
     assert train(recipe, resume="auto")
     with pytest.raises(ValueError, match="is not empty"):
-        prepare(arguments(recipe, resume="never"))
+        prepare(argv(recipe, resume="never"))
 
 
 @pytest.mark.slow
@@ -225,7 +202,7 @@ def test_two_ranks_count_together_and_each_writes_its_own(
     for index in (5, 8, 11, 14):
         (Path(recipe["image_folder"]) / f"{index}.png").write_text("no picture")
     recipe |= {"data_path": str(rows), "save_strategy": "steps", "save_steps": 4}
-    file = arguments(recipe, competition_rate=0)[0]
+    file = argv(recipe, competition_rate=0)[0]
     log = train_processes(torchrun(), Path(file), Path(recipe["output_dir"]))
     found = records(recipe)
     assert sorted(record["row"] for record in found) == [5, 5, 8, 8, 11, 11, 14, 14]

@@ -9,51 +9,29 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from llava_compete import load
 from llava_compete.training.callbacks import build_schedule
 from llava_compete.training.dry_run import describe
 from llava_compete.training.parts import count_trainable, set_trainable
-from llava_compete.training.prepare import prepare, run
+from llava_compete.training.prepare import prepare
 from llava_compete.training.wandb_account import use_wandb_offline_without_account
 from tests import tiny
+from tests.training.recipes import argv, make_recipe, train
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    rows, images = tiny.write_rows(tmp_path, n=8, text_only=(1,))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector", "language_model"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "competition_rate": 0.5,
-        "competition_max_layers": 2,
-        "competition_warmup": 1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-
-
-def argv(recipe: dict[str, Any], **changes: Any) -> list[str]:
-    file = Path(recipe["output_dir"]).with_name("recipe.yaml")
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    return [str(file)]
-
-
-def train(recipe: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
-    run(*prepare(argv(recipe, **changes)))
-    output = Path({**recipe, **changes}["output_dir"])
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
+    return make_recipe(
+        tmp_path,
+        checkpoints["moe"],
+        trainable=["projector", "language_model"],
+        max_steps=4,
+        learning_rate=1e-3,
+        competition_rate=0.5,
+        competition_max_layers=2,
+        competition_warmup=1,
+    )
 
 
 def test_every_step_logs_each_loss_the_load_and_on_competing_steps_the_agreement(

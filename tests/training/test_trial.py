@@ -1,6 +1,5 @@
 """Before the first step: room for what will be saved, and a trial of saving it; a full disk."""
 
-import json
 import resource
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
 from transformers import TrainerCallback, TrainerState
 
 from llava_compete.training import trial
@@ -18,42 +16,30 @@ from llava_compete.training.prepare import prepare, run
 from llava_compete.training.saving import PARTIAL, whole_checkpoints
 from llava_compete.training.space import saved_sizes
 from llava_compete.training.trainer import LlavaTrainer
-from tests import tiny
+from tests.training.recipes import argv, logged_steps, make_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Any:
     root = tmp_path_factory.mktemp("trial")
-    rows, images = tiny.write_rows(root, n=8, text_only=(1,))
-    return {
-        "checkpoint": str(checkpoints["moe"]),
-        "trainable": ["projector", "language_model"],
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "per_device_train_batch_size": 2,
-        "max_steps": 6,
-        "learning_rate": 1e-2,
-        "competition_rate": 0.5,
-        "competition_max_layers": 2,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    return make_recipe(
+        root,
+        checkpoints["moe"],
+        trainable=["projector", "language_model"],
+        max_steps=6,
+        competition_rate=0.5,
+        competition_max_layers=2,
+        save_strategy="steps",
+        save_steps=2,
+    )
 
 
 def make(recipe: dict[str, Any], output: Path, **changes: Any) -> tuple[LlavaTrainer, Any]:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    file = output.with_name(f"{output.name}.yaml")
-    file.write_text(yaml.safe_dump({**recipe, "output_dir": str(output), **changes}))
-    return prepare([str(file)])
+    return prepare(argv(recipe, output_dir=str(output), **changes))
 
 
 def losses(output: Path) -> list[float]:
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry["loss"] for entry in logged_steps(output)]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,5 @@
 """Two gloo processes: every ZeRO stage gives the losses of plain data-parallel training."""
 
-import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,47 +8,12 @@ from safetensors import safe_open
 
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
+from tests.training.launches import REPOSITORY, free_port, torchrun, train
+from tests.training.recipes import argv, for_two_ranks
 
 pytestmark = pytest.mark.slow
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def train(
-    launcher: list[str], recipe: Path, output: Path, *flags: str, threads: int = 1
-) -> list[dict[str, float]]:
-    """Run the trainer as a user does; its log, step by step."""
-    command = [*launcher, "llava_compete", "train", str(recipe), "--output_dir", str(output)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run(
-        [*command, *flags],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    state = json.loads((output / "trainer_state.json").read_text())
-    return [entry for entry in state["log_history"] if "loss" in entry]
-
-
-def torchrun() -> list[str]:
-    module = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    return [*module, "--master-port", str(free_port()), "-m"]
 
 
 def shapes(checkpoint: Path) -> dict[str, list[int]]:
@@ -62,35 +23,10 @@ def shapes(checkpoint: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parts of experts that differ, competing steps, and of every two rows one without picture.
-
-    Rows are dealt to the ranks in turn, so rank 1 sees text alone and routes to other experts.
-    """
+    """Parts of experts that differ; rank 1 sees text alone."""
     root = tmp_path_factory.mktemp("zero")
     checkpoint = tiny.make_checkpoint(root / "moe", parts=PARTS, perturbation=1.0)
-    rows, images = tiny.write_rows(root, n=2 * STEPS, text_only=range(1, 2 * STEPS, 2))
-    recipe = root / "recipe.yaml"
-    recipe.write_text(
-        f"""
-        checkpoint: {checkpoint}
-        trainable: [vision, projector, language_model]
-        data_path: {rows}
-        image_folder: {images}
-        output_dir: {root / "unused"}
-        per_device_train_batch_size: 1
-        max_steps: {STEPS}
-        learning_rate: 1e-2
-        train_sampling_strategy: sequential
-        competition_rate: 0.5
-        competition_max_layers: 3
-        competition_warmup: 1
-        logging_steps: 1
-        save_strategy: "no"
-        use_cpu: true
-        report_to: none
-        """
-    )
-    return recipe
+    return Path(*argv(for_two_ranks(root, checkpoint, STEPS)))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from llava_compete.__main__ import main
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
-from tests.training.test_zero import REPOSITORY, torchrun, train
+from tests.training.launches import REPOSITORY, torchrun, train
+from tests.training.recipes import argv, make_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -24,29 +25,21 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Experts in every part, adapters beside the decoder's attention."""
     root = tmp_path_factory.mktemp("lora")
     checkpoint = tiny.make_checkpoint(root / "moe", parts=PARTS, perturbation=1.0)
-    rows, images = tiny.write_rows(root, n=2 * STEPS)
-    file = root / "recipe.yaml"
-    values = {
-        "checkpoint": str(checkpoint),
-        "trainable": ["projector"],
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "parts": ["language_model"]},
-        "data_path": str(rows),
-        "image_folder": str(images),
-        "output_dir": str(root / "unused"),
-        "per_device_train_batch_size": 1,
-        "max_steps": STEPS,
-        "learning_rate": 1e-2,
-        "competition_rate": 0.5,
-        "competition_max_layers": 3,
-        "competition_warmup": 1,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "use_cpu": True,
-        "report_to": "none",
-    }
-    file.write_text(yaml.safe_dump(values))
-    return file
+    recipe = make_recipe(
+        root,
+        checkpoint,
+        n=2 * STEPS,
+        text_only=(),
+        lora={"r": 4, "alpha": 8, "dropout": 0.0, "parts": ["language_model"]},
+        per_device_train_batch_size=1,
+        max_steps=STEPS,
+        competition_rate=0.5,
+        competition_max_layers=3,
+        competition_warmup=1,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    return Path(*argv(recipe))
 
 
 @pytest.fixture(scope="module")
