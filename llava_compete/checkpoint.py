@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from llava_compete.chunked_loss import give_losses
 from llava_compete.model import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration
 from llava_compete.moe import MoEConfig, RoutingChange
 from llava_compete.moe.routers.base import reset_router
@@ -71,6 +72,7 @@ def compose(
     )
     with torch.device("meta"):
         model = Model(config)
+    give_losses(language)
     model.language_model = language
     model.vision = tower
     model.projector = build_projector(projector, vision.width, language.config.hidden_size)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 
+from llava_compete.chunked_loss import give_losses
 from llava_compete.data import IGNORED, Packing
 from llava_compete.lora import LoraSettings, install_lora
 from llava_compete.moe import MoEConfig, MoELayer, Sequences
@@ -108,6 +108,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         text_config = config.text_config
         self.language_model = AutoModelForCausalLM.from_config(text_config)
+        give_losses(self.language_model)
         self.vision = ImageTower(config.vision)
         self.projector = build_projector(
             config.projector, config.vision.width, text_config.hidden_size
@@ -187,18 +188,22 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids_BL: Tensor,
         pixel_values: Tensor | None,
         image_features: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> Tensor:
         """Embeddings (B, L, D) with each image placeholder replaced by a projected patch.
 
-        ``image_features`` (N, P, V), what the tower made of the pictures, stand for pixels.
+        ``image_features`` (N, P, V), what the tower made of the pictures, stand for pixels. Where
+        rows share pictures, ``image_index`` (N,) says which of those given each image is.
         """
         text_BLD = self.get_input_embeddings()(input_ids_BL)
         is_image_BL = input_ids_BL.eq(self.config.image_token_id)
         given = pixel_values if image_features is None else image_features
-        num_images = 0 if given is None else len(given)
+        images = given if image_index is None else image_index
+        num_images = 0 if images is None else len(images)
         self._check_placeholders(int(is_image_BL.sum()), num_images)
         if given is not None and num_images:
-            image_NPD = self._image_embeddings(given.to(text_BLD.dtype), counted=True)
+            given = given.to(text_BLD.dtype)
+            image_NPD = self._image_embeddings(given, image_index, counted=True)
             return text_BLD.masked_scatter(is_image_BL[..., None], image_NPD.to(text_BLD.dtype))
         if not self.training:
             return text_BLD
@@ -207,7 +212,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         size = self.config.vision.image_size
         shape = (3, size, size) if image_features is None else image_features.shape[1:]
         blank = torch.zeros(1, *shape, device=text_BLD.device, dtype=text_BLD.dtype)
-        return text_BLD + 0.0 * self._image_embeddings(blank, counted=False).sum()
+        return text_BLD + 0.0 * self._image_embeddings(blank, None, counted=False).sum()
 
     def picture_features(self, pixel_values: Tensor, *, counted: bool = True) -> Tensor:
         """What the tower makes of pixels (N, 3, H, W): (N, P, V), which ``image_features`` takes.
@@ -219,13 +224,26 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             layer.mask_T = pixel_values.new_full((num_tokens,), counted, dtype=torch.bool)
         return self.vision(pixel_values)
 
-    def _image_embeddings(self, given: Tensor, *, counted: bool) -> Tensor:
-        """Of pixels (N, 3, H, W), or of features (N, P, V), which only the projector sees."""
-        for layer in self.moe_layers().get("projector", ()):
-            num_tokens = len(given) * self.config.vision.num_patches
-            layer.mask_T = given.new_full((num_tokens,), counted, dtype=torch.bool)
-        is_pixels = given.dim() == 4
-        features_NPV = self.picture_features(given, counted=counted) if is_pixels else given
+    def _image_embeddings(
+        self, given: Tensor, image_index: Tensor | None, *, counted: bool
+    ) -> Tensor:
+        """Of pixels (U, 3, H, W), or of features (U, P, V), which only the projector sees.
+
+        With ``image_index`` (N,) these of each image. A part without experts sees a picture once,
+        one with experts as often as rows show it: its routers' statistics are of the rows' tokens.
+        """
+        parts = self.moe_layers()
+        features = given
+        if given.dim() == 4:
+            if "vision" in parts:
+                given, image_index = _of_images(given, image_index), None
+            features = self.picture_features(given, counted=counted)
+        if "projector" not in parts:
+            return _of_images(self.projector(features), image_index)
+        features_NPV = _of_images(features, image_index)
+        for layer in parts["projector"]:
+            num_tokens = len(features_NPV) * self.config.vision.num_patches
+            layer.mask_T = features_NPV.new_full((num_tokens,), counted, dtype=torch.bool)
         return self.projector(features_NPV)
 
     def _check_placeholders(self, num_tokens: int, num_images: int) -> None:
@@ -246,6 +264,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int = 0,
         image_features: Tensor | None = None,
+        image_index: Tensor | None = None,
         packing: Packing | None = None,
     ) -> LlavaCompeteOutput:
         """Language loss plus router losses, or logits where there are no ``labels``.
@@ -254,9 +273,10 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ``labels`` are IGNORED off the answers and aligned with ``input_ids``. With
         ``num_items_in_batch``, the answer tokens of all micro-batches and ranks of an optimizer
         step, losses are this batch's share, so that shares add up to one large batch's loss.
-        With labels, logits are computed at answers only and not returned. ``image_features``
-        (N, P, V) from a cache stand for ``pixel_values``. With ``packing`` a sequence holds several
-        rows: none sees another, positions begin anew in each, and a router's sequence is a row.
+        With labels, logits are computed at answers only, a chunk at a time, and not returned.
+        ``image_features`` (N, P, V) from a cache stand for ``pixel_values``; ``image_index`` is as
+        embed has it. With ``packing`` a sequence holds several rows: none sees another, positions
+        begin anew in each, and a router's sequence is a row.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -264,7 +284,7 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for layer in layers:
                 layer.routing = None  # a layer that does not run now has nothing to say
                 layer.recording = True
-        embeddings_BLD = self.embed(input_ids, pixel_values, image_features)
+        embeddings_BLD = self.embed(input_ids, pixel_values, image_features, image_index)
         for layer in self.moe_layers().get(LANGUAGE, ()):
             layer.mask_T = attention_mask.reshape(-1).bool()
             layer.sequences = None
@@ -281,21 +301,20 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         answered_BL = labels[:, 1:] != IGNORED
         hidden_AD = hidden_BLD[:, :-1][answered_BL]
-        logits_AV = self.get_output_embeddings()(hidden_AD).float()
-        losses_A = F.cross_entropy(logits_AV, labels[:, 1:][answered_BL], reduction="none")
+        language = self.get_output_embeddings()(hidden_AD, labels[:, 1:][answered_BL])
         answers = answered_BL.sum()
         total = answers if num_items_in_batch is None else num_items_in_batch
         total = torch.as_tensor(total, device=answers.device).clamp(min=1)  # no answer: loss 0
         routers = take_losses(self.moe_layers(), self.config.moe_configs)
         # The share scales the router losses as the division by `total` scales the language loss;
         # unscaled they would count once per accumulated micro-batch.
-        loss = losses_A.sum() / total + routers.total * (answers / total)
+        loss = language.total / total + routers.total * (answers / total)
         return LlavaCompeteOutput(
             loss=loss,
-            token_losses_A=losses_A.detach(),
-            losses={"language": losses_A.detach().mean(), **routers.losses},
+            token_losses_A=language.each_A,
+            losses={"language": language.each_A.mean(), **routers.losses},
             metrics=routers.metrics,
-            terms={"language": losses_A.detach().sum(), **routers.terms},
+            terms={"language": language.total.detach(), **routers.terms},
         )
 
     def check_causal(self) -> None:
@@ -359,6 +378,11 @@ class LlavaCompeteForConditionalGeneration(PreTrainedModel, GenerationMixin):
             generation_config=generation_config,
             **model_kwargs,
         )
+
+
+def _of_images(pictures: Tensor, image_index: Tensor | None) -> Tensor:
+    """Of each image what its picture has. By indexing, whose gradient is a sum in fixed order."""
+    return pictures if image_index is None else pictures[image_index]
 
 
 def _attention_arguments(mask_BL: Tensor, packing: Packing | None) -> dict[str, Any]:

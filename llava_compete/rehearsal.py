@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
@@ -88,16 +87,15 @@ class Rehearsal:
         text_BLD = model.get_input_embeddings()(ids_BL)
         size = model.config.vision.image_size
         pixels = torch.zeros(rows, 3, size, size, dtype=text_BLD.dtype)
-        image_NPD = model._image_embeddings(pixels, counted=True).to(text_BLD.dtype)
+        image_NPD = model._image_embeddings(pixels, None, counted=True).to(text_BLD.dtype)
         hidden_BLD = model.language_model.get_decoder()(
             inputs_embeds=text_BLD.masked_scatter(ids_BL.bool()[..., None], image_NPD),
             attention_mask=None,
             use_cache=False,
         ).last_hidden_state
         answers_A = torch.zeros(rows * (length - model.config.vision.num_patches)).long()
-        logits_AV = model.get_output_embeddings()(hidden_BLD.flatten(0, 1)[answers_A]).float()
-        losses_A = F.cross_entropy(logits_AV, answers_A, reduction="none")
-        return losses_A.sum() + take_losses(model.moe_layers(), model.config.moe_configs).total
+        language = model.get_output_embeddings()(hidden_BLD.flatten(0, 1)[answers_A], answers_A)
+        return language.total + take_losses(model.moe_layers(), model.config.moe_configs).total
 
 
 def causal_sdpa(

@@ -58,7 +58,9 @@ class Collator:
     def __call__(self, samples: Sequence[Sample | Sequence[Sample]]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask``, ``labels`` int64 (B, L); ``pixel_values`` (N,3,H,W).
 
-        Of samples with cached features ``image_features`` (N, P, V) stand for ``pixel_values``;
+        Of samples with cached features ``image_features`` (N, P, V) stand for ``pixel_values``.
+        Where several of their N images are of one file, each file's picture is there once, and
+        ``image_index`` int64 (N,) says which of them each image is.
         ``packing`` is there for packs, ``skipped`` where a row was replaced by another. What no
         sample has is absent.
         """
@@ -76,11 +78,29 @@ class Collator:
             lengths = [[len(row["input_ids"]) for row in pack] for pack in packs]
             batch["packing"] = lay_out(lengths)
         for name in ("pixel_values", "image_features"):
-            if found := [row[name] for row in rows if name in row]:
-                batch[name] = torch.cat(found)
+            if found := [row for row in rows if name in row]:
+                batch |= _pictures(found, name)
         if skipped := [record for row in rows for record in row.get("skipped", ())]:
             batch["skipped"] = skipped
         return batch
+
+
+def _pictures(rows: Sequence[Sample], name: str) -> dict[str, Tensor]:
+    values = torch.cat([row[name] for row in rows])
+    if not all("image_files" in row for row in rows):  # encoded by hand
+        return {name: values}
+    files = [file for row in rows for file in row["image_files"]]
+    assert len(files) == len(values)
+    first: dict[str, int] = {}
+    for place, file in enumerate(files):
+        first.setdefault(file, place)
+    if len(first) == len(files):
+        return {name: values}
+    order = {file: number for number, file in enumerate(first)}
+    return {
+        name: values[list(first.values())],
+        "image_index": torch.tensor([order[file] for file in files]),
+    }
 
 
 def lay_out(lengths: Sequence[Sequence[int]]) -> Packing:

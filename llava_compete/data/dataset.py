@@ -33,10 +33,10 @@ Sample = dict[str, Any]
 class LlavaDataset(Dataset):
     """N rows of a LLaVA ``.json``, ``.jsonl`` or ``.parquet`` file, encoded when asked for.
 
-    ``dataset[i]`` is a sample: ``input_ids`` and ``labels`` int64 (L,), ``pixel_values``
-    (images, 3, H, W) where it has pictures; ``dataset[i, j, k]`` is the list of three. The rows lie
-    in a mapped file that all processes share (RowTable), without those that the ``exclude`` file
-    names.
+    ``dataset[i]`` is a sample: ``input_ids`` and ``labels`` int64 (L,), ``image_files`` the names
+    of its pictures, ``pixel_values`` (images, 3, H, W) where it has any; ``dataset[i, j, k]`` is
+    the list of three. The rows lie in a mapped file that all processes share (RowTable), without
+    those that the ``exclude`` file names.
 
     ``broken_images`` says what an image does that is missing or cannot be decoded. ``error``:
     ValueError. ``skip``: the row of nearest length that is not longer takes the place (where there
@@ -159,6 +159,7 @@ class LlavaDataset(Dataset):
         tokens = tokenise(self.processor, to_messages(row, name), self.max_length)
         sample: Sample = {"input_ids": tokens.input_ids, "labels": tokens.labels}
         files = image_files(row)[: tokens.num_images]
+        sample["image_files"] = files
         if self.features is not None:
             sample["image_features"] = self._features(files, name)
         elif files:

@@ -130,8 +130,10 @@ def _describe(model: Model, kwargs: dict[str, Any]) -> _Batch:
         kind_T = torch.where(kwargs["labels"].reshape(-1) != IGNORED, ANSWER, kind_T)
     # The placeholders of all images, in order, are the patches in order (model.embed).
     patch_T = torch.where(is_image_T, is_image_T.cumsum(dim=0) - 1, -1)
-    pixels = kwargs.get("pixel_values")
-    return _Batch(kind_T, ids_T, patch_T, num_images=0 if pixels is None else len(pixels))
+    images = kwargs.get("image_index")
+    if images is None:
+        images = kwargs.get("pixel_values")
+    return _Batch(kind_T, ids_T, patch_T, num_images=0 if images is None else len(images))
 
 
 def _seen(

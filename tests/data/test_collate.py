@@ -56,7 +56,7 @@ def test_conversations_and_packs_do_not_mix(dataset, processor):
 
 def test_features_and_skipped_rows_come_through(processor, dataset):
     rows = [{k: v for k, v in dataset[i].items() if k != "pixel_values"} for i in range(3)]
-    rows[0]["image_features"] = torch.ones(2, 4, 3)
+    rows[0] |= {"image_features": torch.ones(2, 4, 3), "image_files": ["one.png", "two.png"]}
     rows[1]["image_features"] = torch.ones(0, 4, 3)
     rows[2]["image_features"] = 2 * torch.ones(1, 4, 3)
     rows[1]["skipped"] = [{"row": 1}]
@@ -64,3 +64,15 @@ def test_features_and_skipped_rows_come_through(processor, dataset):
     assert batch["image_features"][:, 0, 0].tolist() == [1, 1, 2]
     assert batch["skipped"] == [{"row": 1}]
     assert "pixel_values" not in batch
+
+
+def test_a_file_that_several_rows_show_has_its_picture_there_once(processor, dataset):
+    samples = [dataset[index] for index in (3, 0, 1, 0)]  # row 1 is text alone
+    samples.append({**dataset[2], "image_files": ["twice.png", "twice.png"]})
+    samples[-1]["pixel_values"] = samples[-1]["pixel_values"].repeat(2, 1, 1, 1)
+    for rows in (samples, [samples[:2], samples[2:]]):
+        batch = Collator(processor)(rows)
+        pixels = [samples[row]["pixel_values"][:1] for row in (0, 1, 4)]
+        assert torch.equal(batch["pixel_values"], torch.cat(pixels))
+        assert batch["image_index"].tolist() == [0, 1, 1, 2, 2]
+    assert "image_index" not in Collator(processor)(samples[:3])
