@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from benchmarks.plan import measured
 from llava_compete import load
@@ -16,6 +15,7 @@ from llava_compete.moe.routers import ROUTERS
 from llava_compete.plan import USABLE, as_table, plan_of
 from llava_compete.rehearsal import Rehearsal
 from tests import tiny
+from tests.training.recipes import argv
 
 REPOSITORY = Path(__file__).parents[1]
 LENGTH = 400
@@ -50,12 +50,6 @@ def recipe(tmp_path: Path, checkpoints: dict[str, Path]) -> dict[str, Any]:
         "disable_tqdm": True,
         "report_to": "none",
     }
-
-
-def argv(recipe: dict[str, Any], **changes: Any) -> list[str]:
-    file = Path(recipe["output_dir"]).with_name("recipe.yaml")
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    return [str(file)]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.training.launches import REPOSITORY
+from tests.training.recipes import argv, make_recipe
 
 SCRIPT = REPOSITORY / "scripts" / "slurm" / "train.sbatch"
 
@@ -111,37 +112,28 @@ def test_the_code_says_whether_the_job_goes_back_into_the_queue(
 def test_a_job_whose_time_is_up_goes_back_and_continues(submit, tmp_path: Path) -> None:
     """The loader has a worker, which gets the signal, too."""
     checkpoint = tiny.make_checkpoint(tmp_path / "moe")
-    rows, images = tiny.write_rows(tmp_path, n=4)
-    output = tmp_path / "run"
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"""
-        checkpoint: {checkpoint}
-        trainable: [projector]
-        data_path: {rows}
-        image_folder: {images}
-        output_dir: {output}
-        per_device_train_batch_size: 1
-        dataloader_num_workers: 1
-        max_steps: 60
-        logging_steps: 1
-        save_steps: 10
-        use_cpu: true
-        report_to: none
-        disable_tqdm: true
-        """
+    recipe = make_recipe(
+        tmp_path,
+        checkpoint,
+        n=4,
+        per_device_train_batch_size=1,
+        dataloader_num_workers=1,
+        max_steps=60,
+        save_strategy="steps",
+        save_steps=10,
     )
+    (file,), output = argv(recipe), tmp_path / "run"
     python = f"""#!/usr/bin/env bash
 cd {REPOSITORY}
 exec {sys.executable} "$@"
 """
     one = {"SLURM_NTASKS": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    first = submit(str(recipe), python=python, SIGNAL_AT=str(output / "checkpoint-10"), **one)
+    first = submit(file, python=python, SIGNAL_AT=str(output / "checkpoint-10"), **one)
     assert first.returncode == 75, first.stderr[-3000:]
     assert requeued(tmp_path) == 1
     saved = max(int(path.name.split("-")[1]) for path in output.glob("checkpoint-*"))
     assert 10 < saved < 60
-    second = submit(str(recipe), python=python, **one)
+    second = submit(file, python=python, **one)
     assert second.returncode == 0, second.stderr[-3000:]
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     assert [line["step"] for line in log if "loss" in line] == list(range(1, 61))

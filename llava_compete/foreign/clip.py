@@ -8,7 +8,13 @@ from typing import Any
 
 from transformers import CLIPVisionConfig
 
-from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule, Split, thirds
+from llava_compete.foreign.blocks import (
+    BlockNames,
+    export_block_rules,
+    import_block_rules,
+    read_activation,
+)
+from llava_compete.foreign.keys import AnyRule, Drop, Rule
 from llava_compete.moe.dense import read_ffn
 from llava_compete.vision import VisionConfig
 
@@ -22,6 +28,15 @@ ACTIVATIONS: dict[str, tuple[bool, dict[str, Any]]] = {
     "gelu_pytorch_tanh": (False, {"act_kwargs": {"approximate": "tanh"}}),
 }
 
+BLOCKS = BlockNames(
+    blocks="vision.trunk.transformer.resblocks",
+    norm="ln_",
+    qkv="attn.in_proj_",
+    out="attn.out_proj.",
+    up="mlp.c_fc.",
+    down="mlp.c_proj.",
+)
+
 
 def clip_vision(
     name: str,
@@ -32,14 +47,9 @@ def clip_vision(
     std: tuple[float, ...] = STD,
 ) -> VisionConfig:
     """Our description of a CLIP tower; ``layer`` as in VisionConfig, negative ones from the end."""
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(
-            f"image tower {name}: hidden_act={config.hidden_act!r} is not one of "
-            f"{sorted(ACTIVATIONS)}"
-        )
+    quick_gelu, more = read_activation(name, config, ACTIVATIONS)
     if config.num_channels != 3:
         raise ValueError(f"image tower {name}: num_channels={config.num_channels} must be 3")
-    quick_gelu, more = ACTIVATIONS[config.hidden_act]
     if config.layer_norm_eps != 1e-5:
         more = {**more, "norm_kwargs": {"eps": config.layer_norm_eps}}
     tower = {
@@ -69,30 +79,16 @@ def clip_vision(
 def clip_rules(prefix: str, config: CLIPVisionConfig, layer: int) -> list[AnyRule]:
     """Weights of a transformers CLIP tower below ``prefix``, a pattern, to ours."""
     depth = config.num_hidden_layers
-    last = range(depth)[layer]
-    behind = "|".join(str(index) for index in range(last + 1, depth))
-    why = f"a block behind the one whose output is the feature ({last})"
-    block = rf"{prefix}encoder\.layers\.(\d+)\."
-    to = r"vision.trunk.transformer.resblocks.\1"
     return [
         Drop(r".*\.position_ids", "a constant"),
         Drop(rf"{prefix}post_layernorm\..*", "the final norm: the feature is a block's output"),
-        *([Drop(rf"{prefix}encoder\.layers\.(?:{behind})\..*", why)] if behind else []),
         Rule(rf"{prefix}embeddings\.class_embedding", "vision.trunk.class_embedding"),
         Rule(rf"{prefix}embeddings\.patch_embedding\.weight", "vision.trunk.conv1.weight"),
         Rule(
             rf"{prefix}embeddings\.position_embedding\.weight", "vision.trunk.positional_embedding"
         ),
         Rule(rf"{prefix}pre_layrnorm\.(weight|bias)", r"vision.trunk.ln_pre.\1"),
-        Rule(rf"{block}layer_norm([12])\.(weight|bias)", rf"{to}.ln_\2.\3"),
-        Join(
-            rf"{block}self_attn\.(?P<part>[qkv])_proj\.(weight|bias)",
-            rf"{to}.attn.in_proj_\3",
-            order=("q", "k", "v"),
-        ),
-        Rule(rf"{block}self_attn\.out_proj\.(weight|bias)", rf"{to}.attn.out_proj.\2"),
-        Rule(rf"{block}mlp\.fc1\.(weight|bias)", rf"{to}.mlp.c_fc.\2"),
-        Rule(rf"{block}mlp\.fc2\.(weight|bias)", rf"{to}.mlp.c_proj.\2"),
+        *import_block_rules(prefix, BLOCKS, depth, range(depth)[layer]),
     ]
 
 
@@ -115,8 +111,6 @@ def export_clip_config(trunk: Any, vision: VisionConfig) -> CLIPVisionConfig:
 
 def export_clip_rules(prefix: str) -> list[AnyRule]:
     """Our names of an open_clip tower to transformers', each below ``prefix``."""
-    block = r"vision\.trunk\.transformer\.resblocks\.(\d+)\."
-    to = rf"{prefix}encoder.layers.\1"
     return [
         Rule(r"vision\.trunk\.class_embedding", f"{prefix}embeddings.class_embedding"),
         Rule(r"vision\.trunk\.conv1\.weight", f"{prefix}embeddings.patch_embedding.weight"),
@@ -124,13 +118,5 @@ def export_clip_rules(prefix: str) -> list[AnyRule]:
             r"vision\.trunk\.positional_embedding", f"{prefix}embeddings.position_embedding.weight"
         ),
         Rule(r"vision\.trunk\.ln_pre\.(weight|bias)", rf"{prefix}pre_layrnorm.\1"),
-        Rule(rf"{block}ln_([12])\.(weight|bias)", rf"{to}.layer_norm\2.\3"),
-        Split(
-            rf"{block}attn\.in_proj_(weight|bias)",
-            tuple(rf"{to}.self_attn.{part}_proj.\2" for part in "qkv"),
-            thirds,
-        ),
-        Rule(rf"{block}attn\.out_proj\.(weight|bias)", rf"{to}.self_attn.out_proj.\2"),
-        Rule(rf"{block}mlp\.c_fc\.(weight|bias)", rf"{to}.mlp.fc1.\2"),
-        Rule(rf"{block}mlp\.c_proj\.(weight|bias)", rf"{to}.mlp.fc2.\2"),
+        *export_block_rules(prefix, BLOCKS),
     ]

@@ -8,7 +8,13 @@ from typing import Any, Literal
 
 from transformers import SiglipVisionConfig
 
-from llava_compete.foreign.keys import AnyRule, Drop, Join, Rule, Split, thirds
+from llava_compete.foreign.blocks import (
+    BlockNames,
+    export_block_rules,
+    import_block_rules,
+    read_activation,
+)
+from llava_compete.foreign.keys import AnyRule, Drop, Rule
 from llava_compete.moe.dense import read_ffn
 from llava_compete.vision import VisionConfig
 
@@ -16,6 +22,15 @@ from llava_compete.vision import VisionConfig
 TIMM_NAME = "vit_base_patch16_siglip_224"
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}  # transformers' name: timm's
 MEAN = STD = (0.5, 0.5, 0.5)  # of pixels in 0..1
+
+BLOCKS = BlockNames(
+    blocks="vision.trunk.blocks",
+    norm="norm",
+    qkv="attn.qkv.",
+    out="attn.proj.",
+    up="mlp.fc1.",
+    down="mlp.fc2.",
+)
 
 
 def siglip_vision(
@@ -31,11 +46,7 @@ def siglip_vision(
 
     ValueError for an activation or a norm that timm's tower does not have.
     """
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(
-            f"image tower {name}: hidden_act={config.hidden_act!r} is not one of "
-            f"{sorted(ACTIVATIONS)}"
-        )
+    activation = read_activation(name, config, ACTIVATIONS)
     if config.layer_norm_eps != 1e-6:
         raise ValueError(
             f"image tower {name}: layer_norm_eps={config.layer_norm_eps} must be 1e-06, timm's"
@@ -50,7 +61,7 @@ def siglip_vision(
         "num_heads": config.num_attention_heads,
         # timm rounds the product down.
         "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
-        "act_layer": ACTIVATIONS[config.hidden_act],
+        "act_layer": activation,
         "num_classes": 0,
         "global_pool": "",
     }
@@ -77,25 +88,13 @@ def siglip_rules(
     Blocks behind ``layer`` and the pooling head reach no feature and are dropped, as is the norm
     where the feature is a block's.
     """
-    to = r"vision.trunk.blocks.\1"
-    block = rf"{prefix}encoder\.layers\.(\d+)\."
     depth = config.num_hidden_layers
-    used = depth if layer == "final" else range(depth)[layer] + 1
-    behind = "|".join(str(index) for index in range(used, depth))
-    rules: list[AnyRule] = [
+    norm = rf"{prefix}post_layernorm\.(weight|bias)"
+    of_a_block = Drop(norm, "the final norm: the feature is a block's output")
+    return [
         Drop(rf"{prefix}head\..*", "the pooling head: patches are the feature"),
         Drop(r".*\.position_ids", "a constant"),
-    ]
-    if behind:
-        why = f"a block behind the one whose output is the feature ({used - 1})"
-        rules.append(Drop(rf"{prefix}encoder\.layers\.(?:{behind})\..*", why))
-    norm = rf"{prefix}post_layernorm\.(weight|bias)"
-    if layer == "final":
-        rules.append(Rule(norm, r"vision.trunk.norm.\1"))
-    else:
-        rules.append(Drop(norm, "the final norm: the feature is a block's output"))
-    return [
-        *rules,
+        Rule(norm, r"vision.trunk.norm.\1") if layer == "final" else of_a_block,
         Rule(
             rf"{prefix}embeddings\.patch_embedding\.(weight|bias)",
             r"vision.trunk.patch_embed.proj.\1",
@@ -105,14 +104,7 @@ def siglip_rules(
             "vision.trunk.pos_embed",
             lambda weight_PV: weight_PV[None],
         ),
-        Rule(rf"{block}layer_norm([12])\.(weight|bias)", rf"{to}.norm\2.\3"),
-        Join(
-            rf"{block}self_attn\.(?P<part>[qkv])_proj\.(weight|bias)",
-            rf"{to}.attn.qkv.\3",
-            order=("q", "k", "v"),
-        ),
-        Rule(rf"{block}self_attn\.out_proj\.(weight|bias)", rf"{to}.attn.proj.\2"),
-        Rule(rf"{block}mlp\.(fc[12])\.(weight|bias)", rf"{to}.mlp.\2.\3"),
+        *import_block_rules(prefix, BLOCKS, depth, range(depth)[-1 if layer == "final" else layer]),
     ]
 
 
@@ -135,7 +127,6 @@ def export_siglip_config(trunk: Any, vision: VisionConfig) -> SiglipVisionConfig
 
 def export_siglip_rules(prefix: str) -> list[AnyRule]:
     """Our names of a timm tower to transformers', each below ``prefix``."""
-    block, to = r"vision\.trunk\.blocks\.(\d+)\.", rf"{prefix}encoder.layers.\1"
     return [
         Rule(
             r"vision\.trunk\.patch_embed\.proj\.(weight|bias)",
@@ -146,12 +137,5 @@ def export_siglip_rules(prefix: str) -> list[AnyRule]:
             f"{prefix}embeddings.position_embedding.weight",
             lambda positions_1PV: positions_1PV[0],
         ),
-        Rule(rf"{block}norm([12])\.(weight|bias)", rf"{to}.layer_norm\2.\3"),
-        Split(
-            rf"{block}attn\.qkv\.(weight|bias)",
-            tuple(rf"{to}.self_attn.{part}_proj.\2" for part in "qkv"),
-            thirds,
-        ),
-        Rule(rf"{block}attn\.proj\.(weight|bias)", rf"{to}.self_attn.out_proj.\2"),
-        Rule(rf"{block}mlp\.(fc[12])\.(weight|bias)", rf"{to}.mlp.\2.\3"),
+        *export_block_rules(prefix, BLOCKS),
     ]

@@ -44,9 +44,7 @@ class SkippedRows(TrainerCallback):
         self.total = Counts()  # as of the last sum over the ranks
         self._before = Counts()  # a resumed run's
         self._skipped = 0  # by this rank since it began
-        self._drawn: Tensor | int = (
-            0  # a tensor in a packed run: its rows are counted on the device
-        )
+        self._drawn: Tensor | int = 0  # a tensor where rows are packed: counted on the device
 
     def take(self, batch: dict[str, Any], step: int) -> None:
         """Remove ``skipped`` from a batch of optimizer step ``step``; count its rows."""

@@ -14,6 +14,7 @@ from llava_compete.training import launch as module
 from llava_compete.training.preemption import PREEMPTED
 from tests import tiny
 from tests.training.launches import REPOSITORY, free_port
+from tests.training.recipes import argv, make_recipe
 
 LAUNCH = [sys.executable, "-P", module.__file__]
 # A launcher of two ranks with a worker each, which ends with 1 as torchrun does. Each rank and each
@@ -85,27 +86,19 @@ def wait_for(met, process: subprocess.Popen, seconds: float = 600) -> None:
 def test_a_signal_to_train_sh_saves_and_ends_by_the_code(launcher: str, tmp_path: Path) -> None:
     """Each launcher has a ZeRO stage of its own; then the run is finished without a launcher."""
     checkpoint = tiny.make_checkpoint(tmp_path / "moe")
-    rows, images = tiny.write_rows(tmp_path, n=4)
-    output = tmp_path / "run"
-    zero = {"torchrun": [], "deepspeed": ["--deepspeed", "zero_configs/zero2.json"], "python": []}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"""
-        checkpoint: {checkpoint}
-        trainable: [projector]
-        data_path: {rows}
-        image_folder: {images}
-        output_dir: {output}
-        per_device_train_batch_size: 1
-        max_steps: 100000
-        logging_steps: 100000
-        save_steps: 2
-        save_total_limit: 2
-        use_cpu: true
-        report_to: none
-        disable_tqdm: true
-        """
+    recipe = make_recipe(
+        tmp_path,
+        checkpoint,
+        n=4,
+        per_device_train_batch_size=1,
+        max_steps=100000,
+        logging_steps=100000,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=2,
     )
+    (file,), output = argv(recipe), tmp_path / "run"
+    zero = {"torchrun": [], "deepspeed": ["--deepspeed", "zero_configs/zero2.json"], "python": []}
     environment = {
         **os.environ,
         "LAUNCHER": launcher,
@@ -114,7 +107,7 @@ def test_a_signal_to_train_sh_saves_and_ends_by_the_code(launcher: str, tmp_path
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
-    command = ["bash", "scripts/train.sh", str(recipe), *zero[launcher]]
+    command = ["bash", "scripts/train.sh", file, *zero[launcher]]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
