@@ -9,5 +9,6 @@ VERBS = {
     "evaluation": "answers to questions about pictures, LLaVA's loop against this harness",
     "features": "a step of the projector, with the image tower and with its cached features",
     "finite": "what the check for losses that are not finite costs a step",
+    "moe": "the MoE layer, a loop over experts, transformers' experts, the matrix products alone",
     "plan": "memory that llava-compete plan foresees, and the peaks of trainings",
 }

@@ -4,19 +4,22 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+Found = TypeVar("Found")
+
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], float]], rounds: int
-) -> dict[str, list[float]]:
+    candidates: Mapping[str, Callable[[], Found]], rounds: int
+) -> dict[str, list[Found]]:
     """What each candidate returns in each round; A, B, A, B, after one round that is not kept."""
-    found: dict[str, list[float]] = {name: [] for name in candidates}
+    found: dict[str, list[Found]] = {name: [] for name in candidates}
     for number in tqdm(range(rounds + 1), desc=" and ".join(candidates), leave=False):
         for name, measure in candidates.items():
             value = measure()
@@ -30,10 +33,45 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
+def paired(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
+    """The ratios ``of / to`` of the same rounds: neighbours in time met the same machine."""
+    return summary([a / b for a, b in zip(of, to, strict=True)])
+
+
+class Laps:
+    """Marks in time, and the seconds from the first to each of the others.
+
+    On a CUDA device the marks are events in its stream; elsewhere the wall clock is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """The present, on CUDA when what has been asked for so far is done."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """From the first mark to each later one."""
+        first, *others = self._marks
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return [first.elapsed_time(other) / 1e3 for other in others]
+        return [other - first for other in others]
+
+
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "cores": len(os.sched_getaffinity(0)),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),

@@ -17,6 +17,7 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import machine, table, write
+from benchmarks.memory import allocations
 from llava_compete import MoEConfig, save, upcycle_model
 from llava_compete.checkpoint import compose
 from tests import tiny
@@ -110,14 +111,9 @@ def measured(recipe: Path) -> int:
             if not hasattr(parameter, "ds_id"):
                 parameter.data = parameter.data.clone()
         run(trainer, None)
-    assert profiler.profiler is not None
-    results = profiler.profiler.kineto_results
-    assert results is not None
-    events = [e for e in results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
     now = most = 0
-    for event in events:
-        now += event.nbytes()
+    for size in allocations(profiler):
+        now += size
         most = max(most, now)
     return most
 

@@ -1,0 +1,214 @@
+"""The MoE layer against a loop over experts, transformers' experts, and the matrix products alone.
+
+python -m benchmarks moe --only "bfloat16 512/1408 (4, 2)"
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.ceiling import Floor, ceiling, rates
+from benchmarks.measure import interleaved, machine, paired, summary, table, write
+from benchmarks.moe_cases import BASE, CANDIDATES, Case, cases, source, with_options
+from benchmarks.moe_curves import curves, draw
+from benchmarks.moe_memory import child, held_and_peaks
+from benchmarks.steps import Seconds, Step, group_sizes
+
+RATE, CAP = 0.07, 3  # of competition, and of the layers that compete in one step
+LAYERS = 32
+PARTS = ("ceiling", "speed", "memory", "amortised", "curves")
+CEILING, FLOOR = "ceiling", "products alone"
+
+
+def main(argv: Sequence[str]) -> None:
+    args = _parse(argv)
+    torch.set_num_threads(args.threads)
+    if args.child is not None:
+        print(f"PEAK {child(*args.child)}")
+        return
+    device = torch.device(args.device)
+    chosen = [case for case in cases(quick=args.quick) if args.only in case.name]
+    if not chosen:
+        names = "\n".join(case.name for case in cases(quick=args.quick))
+        raise ValueError(f"--only {args.only!r} is in no case's name; the cases are\n{names}")
+    results: dict[str, Any] = {"machine": machine(), "rounds": args.rounds}
+    for part in args.parts:
+        results[part] = {}
+        for name, found, shown in _measure(part, chosen, device, args):
+            results[part][name] = found
+            write(args.output, results)
+            print(f"\n{name}\n{shown}", flush=True)
+    print(f"\n{args.output}: {args.rounds} rounds, {results['machine']}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks moe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
+    add("--only", default="", help="cases whose name has this; their names head the tables")
+    add("--rounds", type=int, default=9)
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--quick", action="store_true", help="small layers, to see that all works")
+    add("--output", type=Path, default=Path("outputs/benchmarks/moe.json"))
+    add("--figure", type=Path, default=Path("outputs/benchmarks/moe.svg"), help="of the curves")
+    add("--child", nargs=2, default=None, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def _measure(
+    part: str, chosen: Sequence[Case], device: torch.device, args: argparse.Namespace
+) -> Iterable[tuple[str, Any, str]]:
+    """A name, its figures and their table, one after the other."""
+    if part == "curves":
+        found = curves(device, args.rounds, quick=args.quick)
+        draw(found, args.figure)
+        for name, curve in found.items():
+            yield name, curve, table(_curve_rows(name, curve))
+        return
+    for case in chosen:
+        if part == "ceiling":
+            found = rates(case, device, args.rounds)
+            yield case.name, found, table(_rate_rows(found))
+        elif part == "speed":
+            found = speed(case, device, args.rounds)
+            yield case.name, found, table(_speed_rows(found))
+        elif part == "memory" and _of_memory(case, args.quick):
+            found = held_and_peaks(case, device)
+            yield case.name, found, table(_memory_rows(found))
+        elif part == "amortised" and case.step == "competition":
+            found = amortised(case, device, args.rounds)
+            yield case.name, found, table(_amortised_rows(found))
+
+
+def _of_memory(case: Case, quick: bool) -> bool:
+    """Is it among the cases whose memory is looked at? It does not depend on the machine."""
+    return quick or ((case.dtype, case.width) == ("bfloat16", 512) and case.tokens >= 512)
+
+
+def speed(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Seconds of each candidate, and its ratios in the same rounds.
+
+    ``times_faster`` than the loop; ``of_ceiling``: its useful operations a second, of those of a
+    large product; ``of_floor``: how long the step's matrix products alone take, of its time.
+    """
+    given = source(case, device)
+    steps = {
+        name: Step(candidate.build(given, case), case, device)
+        for name, candidate in CANDIDATES.items()
+        if candidate.stands(case)
+    }
+    limit = ceiling(case.dtype, device)
+    sizes = group_sizes(given.layer, case, device)
+    runs: dict[str, Callable[[], Seconds]] = {
+        CEILING: limit,
+        FLOOR: Floor(case, sizes, device),
+        **steps,
+    }
+    taken = interleaved(runs, rounds)
+    found: dict[str, Any] = {}
+    for name in (FLOOR, *steps):
+        found[name] = {}
+        for number, key in enumerate(Seconds._fields):
+            times = {run: [each[number] for each in values] for run, values in taken.items()}
+            share = case.flops(backward=key == "both") / limit.flops
+            ideal = [share * seconds for seconds in times[CEILING]]
+            found[name][key] = {
+                "seconds": summary(times[name]),
+                "times_faster": paired(times[BASE], times[name]),
+                "of_ceiling": paired(ideal, times[name]),
+                "of_floor": paired(times[FLOOR], times[name]),
+            }
+    return {"case": case.to_dict(), "group_sizes": sizes, "candidates": found}
+
+
+def amortised(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Time of CompeteSMoE's layers over that of plain SMoE's, forward and backward.
+
+    In the mean over steps, where each layer competes at RATE, and in a step in which CAP of
+    LAYERS compete, which is the slowest there is.
+    """
+    given = source(case, device)
+    by_router, plain = (with_options(given, case, router=name) for name in ("compete", "topk"))
+    by_router.competing = plain.competing = False
+    layers = {"plain": plain, "router": by_router, "competition": given.layer}
+    steps = {name: Step(layer, case, device) for name, layer in layers.items()}
+    runs: dict[str, Callable[[], Seconds]] = dict(steps)
+    taken = interleaved(runs, rounds)
+    times = {name: [each.both for each in values] for name, values in taken.items()}
+    both = list(zip(times["router"], times["competition"], strict=True))
+    shares = {"mean": RATE, "slowest": CAP / LAYERS}
+    return {
+        "case": case.to_dict(),
+        "seconds": {name: summary(values) for name, values in times.items()},
+        "competition": paired(times["competition"], times["plain"]),
+        **{
+            name: paired([(1 - s) * r + s * c for r, c in both], times["plain"])
+            for name, s in shares.items()
+        },
+    }
+
+
+def _rate_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
+    heads = ("GFLOP/s of a product", "median", "most", "share of the ceiling")
+    return [heads, *((name, v["median"], v["most"], v["share"]) for name, v in found.items())]
+
+
+def _speed_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
+    heads: list[Any] = [""]
+    for key in ("forward", "both"):
+        heads += [f"{key}: ms", "times faster", "least", "most", "of ceiling", "of products"]
+    rows = [tuple(heads)]
+    for name, passes in found["candidates"].items():
+        row: list[Any] = [name]
+        for each in passes.values():
+            faster = each["times_faster"]
+            row += [1e3 * each["seconds"]["median"], *(faster[k] for k in faster)]
+            row += [each["of_ceiling"]["median"], each["of_floor"]["median"]]
+        rows.append(tuple(row))
+    return rows
+
+
+def _memory_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
+    heads = ("MiB", "held", "of the loop's", "peak", "peak with gradients", "of the process")
+    base = found[BASE]["held"]
+    return [
+        heads,
+        *(
+            (name, v["held"], v["held"] / base, v["peak"], v["most"], v["process"] or "-")
+            for name, v in found.items()
+        ),
+    ]
+
+
+def _amortised_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
+    what = {
+        "competition": "competition step",
+        "mean": f"mean step, rate {RATE}",
+        "slowest": f"slowest step, {CAP} of {LAYERS} layers compete",
+    }
+    rows = [
+        (text, *(found[key][k] for k in ("median", "least", "most"))) for key, text in what.items()
+    ]
+    return [("time over plain SMoE's", "median", "least", "most"), *rows]
+
+
+def _curve_rows(name: str, curve: dict[str, Any]) -> list[tuple[Any, ...]]:
+    heads: list[Any] = [name]
+    for candidate in curve:
+        heads += [f"{candidate}: ms", "over the first"]
+    rows = [tuple(heads)]
+    for at in next(iter(curve.values())):
+        row: list[Any] = [at]
+        for points in curve.values():
+            row += [1e3 * points[at]["seconds"]["median"], points[at]["over_first"]["median"]]
+        rows.append(tuple(row))
+    return rows
