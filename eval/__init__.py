@@ -6,7 +6,7 @@
     python -m eval submit RUN
     python -m eval report RUN --training DIR --output OUTDIR
 
-``task`` says what a benchmark is and ``tasks/`` holds one file for each; ``plan`` turns a task into
+``verbs`` has a module each; ``task`` says what a benchmark is and ``tasks/`` holds one file for each; ``plan`` turns a task into
 requests, ``batches`` says which go together, ``predict`` puts them to a ``model``, run as it was
 saved or as ``inference`` and ``sampling`` say, and appends the answers to the run directory
 (``store``); the model sees each of ``pictures`` once, and of ``options`` it may give losses instead

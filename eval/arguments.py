@@ -1,4 +1,4 @@
-"""The command line of ``python -m eval``."""
+"""The options of ``python -m eval run``."""
 
 import argparse
 import json
@@ -9,70 +9,48 @@ from eval.task import DEFAULT_PROFILE, TASKS
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """A verb and its arguments; ``verb`` names the one that was given."""
-    parser = argparse.ArgumentParser(prog="python -m eval", allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-
-    run = verbs.add_parser("run", allow_abbrev=False, help="ask a checkpoint, then score")
-    run.add_argument("--checkpoint", type=Path, required=True, help="checkpoint directory")
-    run.add_argument("--tasks", type=_names, required=True, help=f"of {','.join(TASKS)}")
-    run.add_argument("--data_root", type=Path, required=True, help="where the questions lie")
-    run.add_argument("--out", type=Path, required=True, help="run directory; resumed if it exists")
-    run.add_argument(
-        "--profile", default=DEFAULT_PROFILE, help="whose prompts and rules: llava15, lmms, libmoe"
+    """What a run is told."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval run",
+        description="Ask a checkpoint, then score.",
+        allow_abbrev=False,
     )
-    run.add_argument("--batch_size", type=_positive, default=64, help="questions, at most")
-    run.add_argument(
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="checkpoint directory")
+    add("--tasks", type=_names, required=True, help=f"of {','.join(TASKS)}")
+    add("--data_root", type=Path, required=True, help="where the questions lie")
+    add("--out", type=Path, required=True, help="run directory; resumed if it exists")
+    add("--profile", default=DEFAULT_PROFILE, help="whose prompts and rules: llava15, lmms, libmoe")
+    add("--batch_size", type=_positive, default=64, help="questions, at most")
+    add(
         "--batch_tokens",
         type=_positive,
         default=16384,
         help="tokens of a batch, at most: padding, pictures and replies counted",
     )
-    run.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    run.add_argument("--limit", type=_positive, help="ask only so many samples of each task")
-    run.add_argument("--seed", type=int, default=0, help="of the shuffled pictures")
-    run.add_argument(
+    add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add("--limit", type=_positive, help="ask only so many samples of each task")
+    add("--seed", type=int, default=0, help="of the shuffled pictures")
+    add(
         "--shuffled_control",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="ask again with another sample's picture",
     )
-    run.add_argument("--workers", type=_positive, default=2, help="threads that decode pictures")
-    run.add_argument(
+    add("--workers", type=_positive, default=2, help="threads that decode pictures")
+    add(
         "--patience",
         type=_positive,
         default=600,
         help="seconds without a reply until the other ranks are given up",
     )
-    run.add_argument(
-        "--expert_load", action="store_true", help="count the tokens that each expert is given"
-    )
-    _add_inference(run)
-    score = verbs.add_parser("score", allow_abbrev=False, help="score stored replies, no model")
-    score.add_argument("run", type=Path)
-    score.add_argument("--data_root", type=Path, help="where the questions lie now, if moved")
-
-    submit = verbs.add_parser("submit", allow_abbrev=False, help="write files for servers, judges")
-    submit.add_argument("run", type=Path)
-    submit.add_argument("--data_root", type=Path, help="where the questions lie now, if moved")
-
-    report = verbs.add_parser("report", allow_abbrev=False, help="print the tables of runs")
-    report.add_argument("runs", type=Path, nargs="+")
-    report.add_argument(
-        "--output", type=Path, help="write report.html, report.md and scores.csv there instead"
-    )
-    report.add_argument(
-        "--training", type=Path, nargs="+", default=[], metavar="DIR", help="of llava-compete train"
-    )
-    report.add_argument(
-        "--wandb", action="store_true", help="also as wandb tables; on disk without an account"
-    )
-    report.add_argument("--data_root", type=Path, help="where the pictures lie now, if moved")
+    add("--expert_load", action="store_true", help="count the tokens that each expert is given")
+    _add_inference(parser)
     return parser
 
 
-def _add_inference(run: argparse.ArgumentParser) -> None:
-    group = run.add_argument_group("another routing or decoding, the weights as they are")
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("another routing or decoding, the weights as they are")
     group.add_argument("--router", help="instead of the checkpoint's, by its name in ROUTERS")
     group.add_argument(
         "--router_options", type=_object, metavar="JSON", help='such as {"scope": "token"}'

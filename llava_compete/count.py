@@ -12,6 +12,7 @@ from transformers import Phi3Config
 from llava_compete.checkpoint import read_config
 from llava_compete.model import LlavaCompeteConfig, LlavaCompeteForConditionalGeneration
 from llava_compete.moe import MoEConfig, MoELayer
+from llava_compete.named import NAMED, Named
 from llava_compete.names import nearest
 from llava_compete.vision import ImageTower, describe_tower
 
@@ -96,7 +97,7 @@ def _met(module: nn.Module) -> int:
 def _token_flops(module: nn.Module) -> int:
     """FLOPs of a token in the linear maps of a module without convolutions."""
     if isinstance(module, MoELayer):
-        stacked = (module.experts.first_weight, module.experts.down_proj)
+        stacked = module.experts.weights().values()
         share = module.router.spec.top_k / module.experts.num_experts
         return round(share * sum(2 * w.numel() for w in stacked)) + _token_flops(module.router)
     own = 2 * module.weight.numel() if isinstance(module, nn.Linear) else 0
@@ -122,8 +123,7 @@ def _tower_flops(tower: ImageTower) -> int:
     return flops
 
 
-def _phi_siglip(layer: int, **moe: MoEConfig) -> LlavaCompeteConfig:
-    """Phi-3.5-mini-instruct and SigLIP so400m at 224 pixels, scales 1 and 3, mlp2x_gelu."""
+def _build(named: Named) -> LlavaCompeteConfig:
     phi = Phi3Config(  # values of microsoft/Phi-3.5-mini-instruct/config.json
         hidden_size=3072,
         intermediate_size=8192,
@@ -133,37 +133,13 @@ def _phi_siglip(layer: int, **moe: MoEConfig) -> LlavaCompeteConfig:
         vocab_size=32064,
         tie_word_embeddings=False,
     )
-    vision = describe_tower("ViT-SO400M-14-SigLIP", layer, scales=(1, 3))
+    vision = describe_tower("ViT-SO400M-14-SigLIP", named.layer, scales=(1, 3))
     return LlavaCompeteConfig(
         text_config=phi,
         vision_config=vision.to_dict(),
         projector="mlp2x_gelu",
-        moe={part: config.to_dict() for part, config in moe.items()},
+        moe={part: MoEConfig().to_dict() for part in named.parts},
     )
-
-
-def paper() -> LlavaCompeteConfig:
-    """The model of CompeteSMoE (arXiv:2505.13380), experts in 27 tower blocks and the projector."""
-    # Of the blocks, all 27, the paper's model uses the output of the one before the last.
-    return _phi_siglip(-1, vision=MoEConfig(), projector=MoEConfig())
-
-
-def paper_used() -> LlavaCompeteConfig:
-    """The same without the last tower block, which is not used: as compose builds it."""
-    return _phi_siglip(-2, vision=MoEConfig(), projector=MoEConfig())
-
-
-def dense() -> LlavaCompeteConfig:
-    """The model that they are made of, as compose builds it."""
-    return _phi_siglip(-2)
-
-
-def design_card() -> LlavaCompeteConfig:
-    """The same dense model, the FFNs of all decoder layers are experts."""
-    return _phi_siglip(-2, language_model=MoEConfig())
-
-
-NAMED = {"paper": paper, "paper_used": paper_used, "design_card": design_card, "dense": dense}
 
 
 def read_model(name: str) -> LlavaCompeteConfig:
@@ -175,7 +151,7 @@ def read_model(name: str) -> LlavaCompeteConfig:
             f"{name!r} is neither a checkpoint directory nor one of {', '.join(NAMED)}"
             f"{nearest(name, NAMED)}"
         )
-    return NAMED[name]()
+    return _build(NAMED[name])
 
 
 def as_json(name: str, config: LlavaCompeteConfig) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 N images, H and W pixels, L sequence with image placeholders.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
-
-import torch
-from PIL.Image import Image
-from transformers import LlavaProcessor, PreTrainedTokenizerBase
-from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llava_compete.names import nearest
-from llava_compete.vision import VisionConfig
+
+if TYPE_CHECKING:  # what only reads rows or checks pictures does without torch
+    import torch
+    from PIL.Image import Image
+    from transformers import LlavaProcessor, PreTrainedTokenizerBase
+
+    from llava_compete.vision import VisionConfig
 
 IMAGE_TOKEN = "<image>"
 
@@ -99,6 +102,9 @@ def build_processor(
     Pictures are padded to a square with the mean colour, as in LLaVA-1.5, then resized; an image
     becomes ``vision.num_patches`` placeholder ids.
     """
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_llava import LlavaImageProcessor
+
     turn = chat_format(tokenizer, format_name)
     begins = tokenizer.bos_token if tokenizer.encode("") else ""
     header = {"begin": begins, **turn._asdict()}

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from llava_compete import ROUTERS
-from llava_compete.data import Collator, encode, to_messages
+from llava_compete.data import Collator, to_messages
+from llava_compete.data.encode import encode
 from llava_compete.packed_attention import PACKED_SDPA
 from tests import tiny
 from tests.tiny import compete

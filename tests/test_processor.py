@@ -5,7 +5,8 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import AutoProcessor
 
-from llava_compete.data import IGNORED, encode
+from llava_compete.data import IGNORED
+from llava_compete.data.encode import encode
 from llava_compete.processor import (
     CHAT_FORMATS,
     IMAGE_TOKEN,

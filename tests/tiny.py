@@ -36,7 +36,8 @@ from llava_compete import (
     save,
     upcycle_model,
 )
-from llava_compete.data import IGNORED, Collator, encode, to_messages
+from llava_compete.data import IGNORED, Collator, to_messages
+from llava_compete.data.encode import encode
 from llava_compete.vision import ImageTower, VisionConfig, describe_tower
 
 FAMILIES = {

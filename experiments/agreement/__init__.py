@@ -5,8 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 PARTS = ("synthetic", "layers", "training")
 
 
@@ -29,6 +27,8 @@ def main(argv: Sequence[str]) -> None:
     )
     add("--settings", nargs="+", help="trainings to run; all by default")
     args = parser.parse_args(argv)
+
+    import torch
 
     from experiments.agreement import report, sweep
     from experiments.agreement.tasks import recipe_args

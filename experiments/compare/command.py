@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.store import Record, write_json
-from experiments.compare.settings import Comparison, check, claim
-from llava_compete.moe.routers import ROUTERS
+
+if TYPE_CHECKING:
+    from experiments.compare.settings import Comparison
 
 DESCRIPTION = """\
 Train routers from one upcycled checkpoint on the same data, steps and seeds, and compare them.
@@ -22,6 +24,10 @@ def main(argv: Sequence[str]) -> None:
     """Measure the costs, run the jobs, and leave a table, a figure and all numbers."""
     parser = _parser()
     args, flags = parser.parse_known_args(argv)
+
+    from experiments.compare.settings import Comparison, check, claim
+    from llava_compete.moe.routers import ROUTERS
+
     begun = time.perf_counter()
     try:
         for name in ("workers", "timing_rounds"):
@@ -49,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"done in {(time.perf_counter() - begun) / 60:.1f} min")
 
 
-def _compare(comparison: Comparison, workers: int, rounds: int) -> None:
+def _compare(comparison: "Comparison", workers: int, rounds: int) -> None:
     from experiments.compare.report import write
     from experiments.compare.summary import summarise
     from experiments.compare.work import results, run_all
@@ -61,7 +67,7 @@ def _compare(comparison: Comparison, workers: int, rounds: int) -> None:
     print(write(comparison.out, summarise(found, cost), found, cost))
 
 
-def _cost(comparison: Comparison, rounds: int) -> Record:
+def _cost(comparison: "Comparison", rounds: int) -> Record:
     """Measured anew where it was not, or not of all routers: they are measured in turn."""
     from experiments.compare.cost import measure
 
@@ -88,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--recipe", type=Path, required=True, help="of every training; router and seed are set")
-    add("--routers", type=_names, metavar="A,B", help=f"default: {','.join(ROUTERS)}")
+    add("--routers", type=_names, metavar="A,B", help="default: all in ROUTERS")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data order and fresh gates")
     add("--tasks", type=_names, required=True, metavar="A,B", help="held-out questions, of eval")
     add("--data_root", type=Path, required=True, help="where the questions lie")

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.sample_efficiency.report import FILES, write
-from experiments.sample_efficiency.study import Plan, run
-
 
 def _log_grid(low: int, high: int, count: int) -> tuple[int, ...]:
     return tuple(int(size) for size in np.geomspace(low, high, count).round())
@@ -20,9 +17,13 @@ QUICK_SIZES, QUICK_REPEATS = _log_grid(100, 10_000, 5), 12
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the study and leave ``FILES`` in the output directory."""
+    """Run the study and leave ``report.FILES`` in the output directory."""
     parser = _parser()
     args = parser.parse_args(argv)
+
+    from experiments.sample_efficiency.report import FILES, write
+    from experiments.sample_efficiency.study import Plan, run
+
     sizes = QUICK_SIZES if args.quick else FULL_SIZES
     repeats = QUICK_REPEATS if args.quick else FULL_REPEATS
     try:
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m experiments sample_efficiency",
         description="Rates of maximum likelihood under the softmax gate and under competition.",
     )
-    parser.add_argument("--out", type=Path, required=True, help=f"for {', '.join(FILES)}")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="for results.md, figure and numbers"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",

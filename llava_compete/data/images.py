@@ -3,17 +3,22 @@
 docs/data.md has a table of what comes through and what is refused.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
-from transformers import LlavaProcessor
 
 from llava_compete.data.rows import shown
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
 
 # Not all that Pillow knows: EPS runs a program, and a JPEG 2000 file cut short passes for whole.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")

@@ -10,9 +10,9 @@ from llava_compete.data import (
     Collator,
     ImageFolder,
     LlavaDataset,
-    encode,
     to_messages,
 )
+from llava_compete.data.encode import encode
 from tests import tiny
 from tests.tiny import say
 

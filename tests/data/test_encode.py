@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from llava_compete.data import (
     IGNORED,
-    encode,
     image_tokens,
     measure,
     processor_fingerprint,
     to_messages,
     tokenise,
 )
+from llava_compete.data.encode import encode
 from llava_compete.processor import build_processor, with_images
 from tests import tiny
 from tests.tiny import say
