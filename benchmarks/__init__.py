@@ -11,4 +11,5 @@ VERBS = {
     "finite": "what the check for losses that are not finite costs a step",
     "moe": "the MoE layer, a loop over experts, transformers' experts, the matrix products alone",
     "plan": "memory that llava-compete plan foresees, and the peaks of trainings",
+    "step": "a whole training step, packed and fused against padded and looped",
 }
