@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 import torch
 
@@ -14,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 torch.set_num_threads(1)
 
+import gc
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: none of them is left for one worker when the others are done."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """accelerate collects garbage in each training: not in a million objects of imports."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-import llava_compete.training.prepare  # noqa: F401 (the children have it by then)
+import tests.training.imports  # noqa: F401 (the children have it by then)
 from llava_compete.__main__ import main
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny

@@ -1,13 +1,12 @@
 """Two gloo processes under ZeRO-3: the figures of all ranks' tokens, and nobody waits for ever."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests import tiny
-from tests.training.launches import torchrun, train
+from tests.training.launches import train
 
 pytestmark = pytest.mark.slow
 ROWS = 4
@@ -35,9 +34,9 @@ def test_two_ranks_log_what_one_process_does(tmp_path: Path) -> None:
     }
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    (ranks,) = train(torchrun(), file, tmp_path / "ranks", "--deepspeed", "zero_configs/zero3.json")
-    one = [sys.executable, "-m"]
-    (alone,) = train(one, file, tmp_path / "alone", "--gradient_accumulation_steps", "2")
+    (ranks,) = train(file, tmp_path / "ranks", "--deepspeed", "zero_configs/zero3.json")
+    both = ["--gradient_accumulation_steps", "2"]
+    (alone,) = train(file, tmp_path / "alone", *both, processes=1)
     names = {name for name in alone if "/layer_" in name}
     assert len(names) > 50
     assert names == {name for name in ranks if "/layer_" in name}

@@ -1,7 +1,6 @@
 """The trainer draws what ``batching`` says, and after a resume what it would have drawn."""
 
 import json
-import subprocess
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -16,7 +15,7 @@ from llava_compete.data.batches import BATCHINGS, Batches
 from llava_compete.training.dry_run import describe, num_steps
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.trainer import LlavaTrainer
-from tests.training.launches import REPOSITORY, torchrun
+from tests.training.launches import launch
 from tests.training.recipes import argv, make_recipe
 
 ROWS = 13
@@ -218,14 +217,8 @@ def test_what_the_batches_would_not_heed_is_refused_before_anything_is_written(
 @pytest.mark.slow
 def test_two_ranks_draw_each_its_own_batches(recipe: dict[str, Any], tmp_path: Path) -> None:
     trainer, _ = make_trainer(recipe, dry_run=True)
-    command = [
-        *torchrun(),
-        "tests.training.draw_batches",
-        str(tmp_path),
-        str(tmp_path / "recipe.yaml"),
-    ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [str(tmp_path), *argv(recipe, dry_run=True)]
+    launch("tests.training.draw_batches", words, processes=2)
     for rank in range(2):
         found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert found["shuffled"] == found["transformers"]

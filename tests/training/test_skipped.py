@@ -12,7 +12,6 @@ from llava_compete.training.output import DATA
 from llava_compete.training.prepare import prepare
 from llava_compete.training.skipped import SKIPPED
 from tests import tiny
-from tests.training.launches import torchrun
 from tests.training.launches import train as train_processes
 from tests.training.recipes import argv, make_recipe, train
 
@@ -203,7 +202,7 @@ def test_two_ranks_count_together_and_each_writes_its_own(
         (Path(recipe["image_folder"]) / f"{index}.png").write_text("no picture")
     recipe |= {"data_path": str(rows), "save_strategy": "steps", "save_steps": 4}
     file = argv(recipe, competition_rate=0)[0]
-    log = train_processes(torchrun(), Path(file), Path(recipe["output_dir"]))
+    log = train_processes(Path(file), Path(recipe["output_dir"]))
     found = records(recipe)
     assert sorted(record["row"] for record in found) == [5, 5, 8, 8, 11, 11, 14, 14]
     assert {record["rank"] for record in found} == {0, 1}

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
-from tests.training.launches import REPOSITORY, free_port, torchrun, train
+from tests.training.launches import REPOSITORY, free_port, torchrun, train, train_by
 from tests.training.recipes import argv, for_two_ranks
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data_parallel(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    return train(torchrun(), recipe, tmp_path_factory.mktemp("ddp") / "run")
+    return train_by(torchrun(), recipe, tmp_path_factory.mktemp("ddp") / "run")
 
 
 def test_the_run_has_what_can_go_wrong(data_parallel: list[dict[str, float]]) -> None:
@@ -62,7 +62,7 @@ def test_zero_gives_the_losses_of_data_parallel_training(
 ) -> None:
     config = str(REPOSITORY / "zero_configs" / f"{stage}.json")
     flags = ["--deepspeed", config, "--activation_checkpointing", checkpointing]
-    log = train(torchrun(), recipe, tmp_path / "run", *flags)
+    log = train(recipe, tmp_path / "run", *flags)
     print(f"\n{'step':>4} {'data-parallel':>14} {stage:>14}")
     for plain, sharded in zip(data_parallel, log, strict=True):
         print(f"{plain['step']:4} {plain['loss']:14.6f} {sharded['loss']:14.6f}")
@@ -75,8 +75,8 @@ def test_zero_gives_the_losses_of_data_parallel_training(
 def test_two_processes_give_the_losses_of_one_with_both_batches(
     recipe: Path, data_parallel: list[dict[str, float]], tmp_path: Path
 ) -> None:
-    one = [sys.executable, "-m"]
-    log = train(one, recipe, tmp_path / "run", "--gradient_accumulation_steps", "2")
+    both = ["--gradient_accumulation_steps", "2"]
+    log = train(recipe, tmp_path / "run", *both, processes=1)
     for pair, single in zip(data_parallel, log, strict=True):
         assert single["loss"] == pytest.approx(pair["loss"], rel=1e-4)
 
@@ -86,7 +86,7 @@ def test_a_deepspeed_recipe_runs_without_a_launcher(
 ) -> None:
     config = str(REPOSITORY / "zero_configs" / "zero2.json")
     flags = ["--deepspeed", config, "--gradient_accumulation_steps", "2"]
-    log = train([sys.executable, "-m"], recipe, tmp_path / "run", *flags)
+    log = train(recipe, tmp_path / "run", *flags, processes=1)
     assert log[-1]["loss"] == pytest.approx(data_parallel[-1]["loss"], rel=1e-4)
 
 
@@ -99,15 +99,15 @@ def test_the_deepspeed_launcher_runs_the_same_command(
         *("--no_local_rank", "--module"),
     ]
     config = REPOSITORY / "zero_configs" / "zero2.json"
-    log = train(launcher, recipe, tmp_path / "run", "--deepspeed", str(config))
+    log = train_by(launcher, recipe, tmp_path / "run", "--deepspeed", str(config))
     assert log[-1]["loss"] == pytest.approx(data_parallel[-1]["loss"], rel=1e-4)
 
 
 def test_a_run_goes_on_from_its_newest_complete_checkpoint(recipe: Path, tmp_path: Path) -> None:
     config = str(REPOSITORY / "zero_configs" / "zero2.json")
     saving = ["--deepspeed", config, "--save_strategy", "steps", "--save_steps", "2"]
-    whole = train(torchrun(), recipe, tmp_path / "run", *saving)
+    whole = train(recipe, tmp_path / "run", *saving)
     (tmp_path / "run" / f"checkpoint-{STEPS}" / "trainer_state.json").unlink()  # a torn save
-    again = train(torchrun(), recipe, tmp_path / "run", *saving, "--resume", "auto")
+    again = train(recipe, tmp_path / "run", *saving, "--resume", "auto")
     assert [entry["step"] for entry in again] == [entry["step"] for entry in whole]
     assert again[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)

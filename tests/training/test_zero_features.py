@@ -6,7 +6,7 @@ import pytest
 
 from llava_compete.cache_features import cache_features
 from tests import tiny
-from tests.training.launches import REPOSITORY, torchrun, train
+from tests.training.launches import REPOSITORY, train
 from tests.training.recipes import argv, for_two_ranks
 
 pytestmark = pytest.mark.slow
@@ -27,8 +27,8 @@ def test_under_zero3_a_rank_without_pictures_runs_the_modules_that_the_other_run
     rows, images = Path(recipe["data_path"]), Path(recipe["image_folder"])
     cache_features(checkpoint, [rows], images, features, num_workers=0)
     (file,) = argv(recipe)
-    with_tower = train(torchrun(), file, tmp_path / "tower")
-    cached = train(torchrun(), file, tmp_path / "cached", "--features", str(features))
+    with_tower = train(file, tmp_path / "tower")
+    cached = train(file, tmp_path / "cached", "--features", str(features))
     assert len(cached) == STEPS
     for one, other in zip(with_tower, cached, strict=True):
         assert one.keys() == other.keys()

@@ -1,6 +1,5 @@
 """Two gloo processes train adapters: every ZeRO stage gives data-parallel training's losses."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from torch.testing import assert_close
 from llava_compete.__main__ import main
 from llava_compete.moe.upcycle import PARTS
 from tests import tiny
-from tests.training.launches import REPOSITORY, torchrun, train
+from tests.training.launches import REPOSITORY, train
 from tests.training.recipes import argv, make_recipe
 
 pytestmark = pytest.mark.slow
@@ -45,7 +44,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Path]:
     output = tmp_path_factory.mktemp("ddp") / "run"
-    return [entry["loss"] for entry in train(torchrun(), recipe, output)], output
+    return [entry["loss"] for entry in train(recipe, output)], output
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
@@ -54,7 +53,7 @@ def test_zero_gives_the_losses_of_data_parallel_training(
 ) -> None:
     losses, output = plain
     flags = ["--deepspeed", str(REPOSITORY / "zero_configs" / f"{stage}.json")]
-    sharded = [entry["loss"] for entry in train(torchrun(), recipe, tmp_path / "run", *flags)]
+    sharded = [entry["loss"] for entry in train(recipe, tmp_path / "run", *flags)]
     assert sharded == pytest.approx(losses, rel=1e-4)
     weights = load_file(tmp_path / "run" / "model.safetensors")
     expected = load_file(output / "model.safetensors")
@@ -63,7 +62,7 @@ def test_zero_gives_the_losses_of_data_parallel_training(
         assert_close(weights[name], value, atol=1e-3, rtol=1e-3, msg=name)
     if stage == "zero3":
         half = ["--resume", str(tmp_path / "run" / "checkpoint-2")]
-        again = [e["loss"] for e in train(torchrun(), recipe, tmp_path / "again", *flags, *half)]
+        again = [e["loss"] for e in train(recipe, tmp_path / "again", *flags, *half)]
         assert again == sharded
 
 
@@ -73,11 +72,10 @@ def test_a_run_in_4_bits_goes_on_under_zero_2_and_is_exported(recipe: Path, tmp_
     values["lora"]["quantize"] = "nf4"
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(values))
-    one = [sys.executable, "-m"]
-    losses = [entry["loss"] for entry in train(one, file, tmp_path / "plain")]
+    losses = [entry["loss"] for entry in train(file, tmp_path / "plain", processes=1)]
     flags = ["--deepspeed", str(REPOSITORY / "zero_configs" / "zero2.json")]
     half = ["--resume", str(tmp_path / "plain" / "checkpoint-2")]
-    moved = [entry["loss"] for entry in train(one, file, tmp_path / "zero2", *flags, *half)]
+    moved = [entry["loss"] for entry in train(file, tmp_path / "zero2", *flags, *half, processes=1)]
     assert moved == pytest.approx(losses, rel=1e-4)
     checkpoint, out = tmp_path / "zero2" / f"checkpoint-{STEPS}", tmp_path / "out"
     main(["export", str(checkpoint), str(out), "--dtype", "float32"])

@@ -112,9 +112,9 @@ def test_zero3_starts_with_a_fresh_router_whose_gate_has_another_shape(
     """shared_v3 has no row for the shared expert."""
     compete = next(recipe for recipe in recipes if recipe.stem == "compete")
     fresh = ["--router", "shared_v3", "--fresh_routers", "true", "--max_steps", "2"]
-    one = [sys.executable, "-m"]
-    plain = train(one, compete, tmp_path / "plain", *fresh)
-    sharded = train(one, compete, tmp_path / "zero3", *fresh, "--deepspeed", ZERO3)
+    plain = train(compete, tmp_path / "plain", *fresh, processes=1)
+    zero3 = [*fresh, "--deepspeed", ZERO3]
+    sharded = train(compete, tmp_path / "zero3", *zero3, processes=1)
     assert [e["loss"] for e in sharded] == pytest.approx([e["loss"] for e in plain], rel=1e-4)
     gate = "language_model.model.layers.0.mlp.router.gate.weight"
     before, after = saved(compete.parent / "compete")[gate], saved(tmp_path / "zero3")[gate]
