@@ -12,4 +12,5 @@ VERBS = {
     "moe": "the MoE layer, a loop over experts, transformers' experts, the matrix products alone",
     "plan": "memory that llava-compete plan foresees, and the peaks of trainings",
     "step": "a whole training step, packed and fused against padded and looped",
+    "startup": "help, imports and a training up to its first step, against the import of torch",
 }
