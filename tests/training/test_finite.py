@@ -16,6 +16,7 @@ from llava_compete.training.prepare import prepare, run
 from llava_compete.training.replay import _layers
 from llava_compete.training.trainer import LlavaTrainer
 from tests.training.recipes import argv, make_recipe
+from tests.training.spoil import note_replayed_steps, spoil_backward, spoil_forward
 
 STEPS = 6
 
@@ -47,55 +48,9 @@ def losses(trainer: LlavaTrainer) -> dict[int, float]:
     return {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e}
 
 
-def spoil_forward(trainer: LlavaTrainer, step: int, layer: str) -> None:
-    """The layer's output holds a NaN in optimizer step ``step`` (from 1)."""
-
-    def hook(module: torch.nn.Module, args: Any, output: Tensor) -> Tensor:
-        spoilt = _step(trainer) == step and module.training
-        return output + torch.tensor(math.nan if spoilt else 0.0)
-
-    trainer.model.get_submodule(layer).register_forward_hook(hook)
-
-
-def spoil_backward(trainer: LlavaTrainer, step: int, layer: str) -> None:
-    """The gradient of the layer's input overflows in optimizer step ``step``."""
-
-    def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_Overflow.apply(args[0], trainer, step), *args[1:])
-
-    trainer.model.get_submodule(layer).register_forward_pre_hook(hook)
-
-
-class _Overflow(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, trainer: LlavaTrainer, step: int) -> Tensor:
-        ctx.spoilt = _step(trainer) == step
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient * (math.inf if ctx.spoilt else 1.0), None, None
-
-
-def _step(trainer: LlavaTrainer) -> int:
-    """The step that the model runs for; a replay runs for the one that is settled."""
-    return trainer.replayed if hasattr(trainer, "replayed") else trainer.state.global_step + 1
-
-
 @pytest.fixture(autouse=True)
-def replayed_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``trainer.replayed`` tells the faults above which step a replay is of."""
-    from llava_compete.training.finite import FiniteGuard, Step
-
-    write = FiniteGuard._write
-
-    def noted(self: FiniteGuard, step: Step) -> str:
-        self.trainer.replayed = step.number + 1
-        said = write(self, step)
-        del self.trainer.replayed
-        return said
-
-    monkeypatch.setattr(FiniteGuard, "_write", noted)
+def replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    note_replayed_steps(monkeypatch)
 
 
 DECODER = "language_model.model.layers"
