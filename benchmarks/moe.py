@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.ceiling import Floor, ceiling, rates
-from benchmarks.measure import interleaved, machine, paired, summary, table, write
+from benchmarks.measure import CLOCKS, Laps, interleaved, machine, paired, summary, table, write
 from benchmarks.moe_cases import BASE, CANDIDATES, Case, cases, source, with_options
 from benchmarks.moe_curves import curves, draw
 from benchmarks.moe_memory import child, held_and_peaks
@@ -27,6 +27,7 @@ CEILING, FLOOR = "ceiling", "products alone"
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     torch.set_num_threads(args.threads)
+    Laps.clock = staticmethod(CLOCKS[args.clock])
     if args.child is not None:
         print(f"PEAK {child(*args.child)}")
         return
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     if not chosen:
         names = "\n".join(case.name for case in cases(quick=args.quick))
         raise ValueError(f"--only {args.only!r} is in no case's name; the cases are\n{names}")
-    results: dict[str, Any] = {"machine": machine(), "rounds": args.rounds}
+    results: dict[str, Any] = {"machine": machine(), "rounds": args.rounds, "clock": args.clock}
     for part in args.parts:
         results[part] = {}
         for name, found, shown in _measure(part, chosen, device, args):
@@ -56,6 +57,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--only", default="", help="cases whose name has this; their names head the tables")
     add("--rounds", type=int, default=9)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add("--clock", choices=CLOCKS, default="wall", help="processor: on a busy machine, one thread")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--quick", action="store_true", help="small layers, to see that all works")
     add("--output", type=Path, default=Path("outputs/benchmarks/moe.json"))
