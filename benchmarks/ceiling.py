@@ -12,9 +12,10 @@ from benchmarks.measure import Laps, interleaved, paired, summary
 from benchmarks.moe_cases import Case
 from benchmarks.steps import Seconds
 
-# Sides of the square products of the ceiling. From about these on, more does not raise the rate.
-SIDES = {("cpu", "float32"): 2048, ("cpu", "bfloat16"): 4096}
-SIDE = 8192  # on other devices
+# Sides of the square products. The ceiling is the one at which the rate is highest; on CPU there
+# the operands just fit a core's cache. `--parts ceiling` shows the others.
+SIDES = {"cpu": (1024, 1536, 2048, 4096), "cuda": (2048, 4096, 8192, 16384)}
+BEST_SIDE = {"cpu": 1536, "cuda": 8192}
 
 
 class Product:
@@ -40,7 +41,10 @@ class Product:
 
 def ceiling(dtype: str, device: torch.device) -> Product:
     """A large square product."""
-    side = SIDES.get((device.type, dtype), SIDE)
+    return _square(BEST_SIDE[device.type], dtype, device)
+
+
+def _square(side: int, dtype: str, device: torch.device) -> Product:
     return Product(side, side, side, getattr(torch, dtype), device)
 
 
@@ -100,22 +104,22 @@ def _filled(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def rates(case: Case, device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """GFLOP/s of the ceiling and of the layer's own products with even groups, and their shares."""
-    dtype = getattr(torch, case.dtype)
+    """GFLOP/s of square products and of the layer's own with even groups; shares of the ceiling."""
     rows = case.tokens if case.step == "competition" else case.tokens * case.top_k // case.experts
     D, F, W = case.width, case.hidden, case.first_width
     shapes = {"first": (rows, D, W), "down": (rows, F, D), "to the first's weights": (D, rows, W)}
-    products: dict[str, Product] = {"ceiling": ceiling(case.dtype, device)}
+    products = {f"square {side}": _square(side, case.dtype, device) for side in SIDES[device.type]}
     products |= {
-        f"{name} {shape}": Product(*shape, dtype, device) for name, shape in shapes.items()
+        f"{name} {shape}": Product(*shape, getattr(torch, case.dtype), device)
+        for name, shape in shapes.items()
     }
-    candidates: dict[str, Callable[[], Seconds]] = dict(products)
-    taken = interleaved(candidates, rounds)
+    runs: dict[str, Callable[[], Seconds]] = dict(products)
     found = {
         name: [products[name].flops / each.both / 1e9 for each in values]
-        for name, values in taken.items()
+        for name, values in interleaved(runs, rounds).items()
     }
+    best = found[f"square {BEST_SIDE[device.type]}"]
     return {
-        name: {**summary(values), "share": paired(values, found["ceiling"])["median"]}
+        name: {**summary(values), "share": paired(values, best)["median"]}
         for name, values in found.items()
     }

@@ -20,7 +20,7 @@ def interleaved(
 ) -> dict[str, list[Found]]:
     """What each candidate returns in each round; A, B, A, B, after one round that is not kept."""
     found: dict[str, list[Found]] = {name: [] for name in candidates}
-    for number in tqdm(range(rounds + 1), desc=" and ".join(candidates), leave=False):
+    for number in tqdm(range(rounds + 1), desc=" and ".join(candidates)[:60], leave=False):
         for name, measure in candidates.items():
             value = measure()
             if number:

@@ -86,14 +86,15 @@ def _measure(
         elif part == "memory" and _of_memory(case, args.quick):
             found = held_and_peaks(case, device)
             yield case.name, found, table(_memory_rows(found))
-        elif part == "amortised" and case.step == "competition":
+        elif part == "amortised" and case.step == "competition" and case.gated:
             found = amortised(case, device, args.rounds)
             yield case.name, found, table(_amortised_rows(found))
 
 
 def _of_memory(case: Case, quick: bool) -> bool:
     """Is it among the cases whose memory is looked at? It does not depend on the machine."""
-    return quick or ((case.dtype, case.width) == ("bfloat16", 512) and case.tokens >= 512)
+    of_size = (case.dtype, case.width) == ("bfloat16", 512) and case.tokens >= 512
+    return quick or (of_size and not case.fresh)
 
 
 def speed(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:

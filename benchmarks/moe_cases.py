@@ -32,13 +32,14 @@ class Case:
     top_k: int = 2
     tokens: int = 2048
     gated: bool = True
+    fresh: bool = False  # other tokens in each call, so other group sizes
 
     @property
     def name(self) -> str:
         """Words that ``--only`` looks for."""
         return (
             f"{self.step} {self.dtype} {self.width}/{self.hidden} ({self.experts}, {self.top_k}) "
-            f"T {self.tokens}{'' if self.gated else ' not gated'}"
+            f"T {self.tokens}{'' if self.gated else ' not gated'}{' fresh' if self.fresh else ''}"
         )
 
     @property
@@ -217,6 +218,8 @@ def cases(*, quick: bool) -> list[Case]:
         for step in ("router", "competition")
         for dtype in ("bfloat16", "float32")
     ]
+    # oneDNN compiles a kernel for each size of a group; where tokens stay it has done so before.
+    found += [Case(fresh=True), Case(fresh=True, experts=64, top_k=8)]
     # So few that transformers' batched_mm, which copies weights for each token, has its chance.
     found += [Case(dtype=dtype, tokens=64) for dtype in ("bfloat16", "float32")]
     return found

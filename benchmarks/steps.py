@@ -14,6 +14,8 @@ from benchmarks.moe_cases import Case
 from llava_compete.moe import MoELayer
 from llava_compete.moe.routers.compete import CompeteRouter
 
+X_SEED, GRAD_SEED = 1, 0
+
 
 class Seconds(NamedTuple):
     """Of one call; ``forward`` keeps what the backward needs."""
@@ -33,14 +35,16 @@ class Step:
     """Called: forward, then backward to tokens and all weights; Seconds.
 
     The backward begins with a gradient of the output that is drawn once, and with the losses at
-    the coefficients of CompeteSMoE. Gradients are dropped outside the time.
+    the coefficients of CompeteSMoE. Drawing tokens and dropping gradients are not in the time.
     """
 
     def __init__(self, layer: nn.Module, case: Case, device: torch.device) -> None:
         self.layer = layer
+        self.case = case
         self.device = device
-        self.x_TD = draw_tokens(case, device, seed=1).requires_grad_()
-        self.grad_TD = draw_tokens(case, device, seed=2)
+        self.seed = X_SEED
+        self.x_TD = draw_tokens(case, device, X_SEED).requires_grad_()
+        self.grad_TD = draw_tokens(case, device, GRAD_SEED)
 
     def forward(self) -> Graph:
         """Output and losses, with their graph."""
@@ -59,6 +63,9 @@ class Step:
         self.layer.zero_grad(set_to_none=True)
 
     def __call__(self) -> Seconds:
+        if self.case.fresh:  # the same for all candidates of a round
+            self.seed += 1
+            self.x_TD = draw_tokens(self.case, self.device, self.seed).requires_grad_()
         laps = Laps(self.device)
         laps.mark()
         graph = self.forward()
@@ -91,6 +98,6 @@ def group_sizes(layer: MoELayer, case: Case, device: torch.device) -> list[int]:
     if case.step == "competition":
         return [case.tokens] * case.experts
     with torch.no_grad():
-        layer(draw_tokens(case, device, seed=1))
+        layer(draw_tokens(case, device, X_SEED))
     ids_N = layer.last_routing.ids_TK.flatten()
     return torch.bincount(ids_N, minlength=case.experts).tolist()
