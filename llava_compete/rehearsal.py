@@ -22,7 +22,6 @@ from llava_compete.moe.collect import take_losses
 from llava_compete.training.parts import set_trainable
 
 CAUSAL_SDPA = "causal_sdpa"
-GROUPED_MM = torch.ops.aten._grouped_mm.default
 
 
 class Peak(NamedTuple):
@@ -124,8 +123,7 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        call = _grouped_mm if func is GROUPED_MM else func
-        output = call(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self._take(leaf.untyped_storage())
@@ -144,12 +142,6 @@ class Live(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._now -= size
-
-
-def _grouped_mm(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Of float32, too: without data torch knows the product of bfloat16 alone."""
-    output = GROUPED_MM(left.bfloat16(), right.bfloat16(), *args, **kwargs)
-    return torch.empty_like(output, dtype=left.dtype)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def test_every_expert_is_the_dense_layer(composed, tower):
     upcycle(model, tiny.moe_configs(("vision",)))
     for block, mlp in zip(model.vision.blocks().values(), dense, strict=True):
         x_TD = 3 * torch.randn(5, block.mlp.experts.in_features)  # where GELUs differ
-        for output_TD in block.mlp.experts(x_TD).unbind(dim=1):
+        for output_TD in block.mlp.experts.all_outputs(x_TD).unbind(dim=1):
             assert_close(output_TD, mlp(x_TD))
 
 

@@ -13,7 +13,7 @@ from experiments.agreement.gates import Outcomes
 from llava_compete.config import DataArgs, ModelArgs, parse
 from llava_compete.data import Collator
 from llava_compete.moe import Experts, MoELayer
-from llava_compete.moe.routers.compete import affinity
+from llava_compete.moe.elementwise import affinity
 from llava_compete.training.args import TrainArgs
 
 WIDTH, HIDDEN, CLUSTERS = 128, 256, 32
@@ -32,22 +32,23 @@ def synthetic(
     """
     generator = torch.Generator().manual_seed(seed)
     experts = Experts(num_experts, WIDTH, HIDDEN, WIDTH, activation="silu", gated=True, bias=False)
-    for weight, fan_in in ((experts.first_weight, WIDTH), (experts.down_proj, HIDDEN)):
+    for name, weight in experts.weights().items():
+        fan_in = HIDDEN if name == "down_proj" else WIDTH
         dense = torch.randn(weight.shape[1:], generator=generator) * fan_in**-0.5
         noise = torch.randn(weight.shape, generator=generator)
         weight.copy_(dense + perturbation * noise * dense.std())
     for expert in range(num_experts):
         units = torch.randperm(HIDDEN, generator=generator)[: int(dropped * HIDDEN)]
-        for rows in (units, units + HIDDEN):  # of the gate and of the up projection
-            fresh = torch.randn(len(rows), WIDTH, generator=generator) * WIDTH**-0.5
-            experts.first_weight[expert, rows] = fresh
+        for name in experts.inner_names():
+            fresh = torch.randn(WIDTH, len(units), generator=generator) * WIDTH**-0.5
+            experts.get_parameter(f"{name}_proj")[expert][:, units] = fresh
         fresh = torch.randn(WIDTH, len(units), generator=generator) * HIDDEN**-0.5
         experts.down_proj[expert][:, units] = fresh
     centres = torch.randn(CLUSTERS, WIDTH, generator=generator)
     chosen_T = torch.randint(CLUSTERS, (tokens,), generator=generator)
     x_TD = centres[chosen_T] + torch.randn(tokens, WIDTH, generator=generator)
     x_TD = x_TD / x_TD.square().mean(dim=-1, keepdim=True).sqrt()
-    return Outcomes(x_TD, affinity(experts(x_TD)))
+    return Outcomes(x_TD, affinity(experts.all_outputs(x_TD)))
 
 
 @torch.no_grad()
@@ -67,7 +68,9 @@ def of_model(model: Any, dataset: Any, processor: Any, rows: range) -> dict[str,
             x_TD = args[0].reshape(-1, args[0].shape[-1])
             if layer.mask_T is not None:
                 x_TD = x_TD[layer.mask_T]
-            kept.setdefault(name, []).append(Outcomes(x_TD.float(), affinity(layer.experts(x_TD))))
+            kept.setdefault(name, []).append(
+                Outcomes(x_TD.float(), affinity(layer.experts.all_outputs(x_TD)))
+            )
 
         return record
 

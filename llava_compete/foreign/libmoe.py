@@ -14,7 +14,7 @@ Routing at inference is the gate's top K of a softmax, renormalised: routers top
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -120,16 +120,16 @@ def libmoe_rules(siglip: SiglipVisionConfig) -> list[AnyRule]:
 
 def _expert_rules(below: str, up: str, down: str, to: str) -> list[AnyRule]:
     expert = rf"{below}experts\.(?P<part>\d+)\."
-    names = {
-        rf"{up}\.weight": "up_proj",
-        rf"{up}\.bias": "up_bias",
-        rf"{down}\.weight": "down_proj",
-        rf"{down}\.bias": "down_bias",
+    joins: dict[str, tuple[str, Callable[[list[Tensor]], Tensor]]] = {
+        rf"{up}\.weight": ("up_proj", lambda weights: torch.stack([w.T for w in weights])),
+        rf"{up}\.bias": ("up_bias", torch.stack),
+        rf"{down}\.weight": ("down_proj", torch.stack),
+        rf"{down}\.bias": ("down_bias", torch.stack),
     }
     return [
         *(
-            Join(rf"{expert}{theirs}", f"{to}.experts.{ours}", join=torch.stack)
-            for theirs, ours in names.items()
+            Join(rf"{expert}{theirs}", f"{to}.experts.{ours}", join=join)
+            for theirs, (ours, join) in joins.items()
         ),
         Rule(rf"{below}gate\.weight", f"{to}.router.gate.weight"),
     ]

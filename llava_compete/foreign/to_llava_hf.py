@@ -29,7 +29,7 @@ from transformers import (
 
 from llava_compete.checkpoint import Model, new_directory
 from llava_compete.foreign.clip import export_clip_config, export_clip_rules
-from llava_compete.foreign.keys import AnyRule, Rule, map_keys
+from llava_compete.foreign.keys import AnyRule, Join, Rule, map_keys
 from llava_compete.foreign.siglip import export_siglip_config, export_siglip_rules
 from llava_compete.model import LANGUAGE
 from llava_compete.moe.upcycle import slots
@@ -100,6 +100,12 @@ def _llava_config(model: Model) -> tuple[LlavaConfig, list[AnyRule]]:
         *tower_rules,
         Rule(r"projector\.(.+)", r"model.multi_modal_projector.\1"),
         Rule(r"language_model\.lm_head\.weight", "lm_head.weight"),
+        Join(
+            rf"{layer}experts\.(?P<part>gate|up)_proj",
+            r"model.language_model.layers.\1.mlp.experts.gate_up_proj",
+            order=("gate", "up"),
+            join=lambda parts: torch.cat([part.mT for part in parts], dim=1),
+        ),
         Rule(rf"{layer}router\.gate\.weight", r"model.language_model.layers.\1.mlp.gate.weight"),
         Rule(r"language_model\.model\.(.+)", r"model.language_model.\1"),
     ]

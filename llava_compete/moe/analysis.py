@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llava_compete.moe.elementwise import affinity
 from llava_compete.moe.routers.base import Routing
-from llava_compete.moe.routers.compete import affinity
 
 NAN = math.nan
 

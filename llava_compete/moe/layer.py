@@ -77,15 +77,15 @@ class MoELayer(nn.Module):
         routing = self.router(x_TD, self.experts, context)
         if self.weak_rank is not None:
             routing = expert_of_rank(routing, self.weak_rank)
-        outputs_TKO = routing.outputs_TKD
-        if outputs_TKO is None:
-            outputs_TKO = self.experts(x_TD, routing.ids_TK, routing.most_pairs)
-        y_TO = torch.einsum("tk,tko->to", routing.weights_TK, outputs_TKO)
+        if routing.outputs_TKO is None:
+            y_TO = self.experts(x_TD, routing.ids_TK, routing.weights_TK, routing.most_pairs)
+        else:
+            y_TO = (routing.weights_TK[..., None] * routing.outputs_TKO).sum(dim=1)
         if routing.residual_TO is not None:
             y_TO = y_TO + routing.residual_TO
         self.first_choice_T = routing.ids_TK[:, 0]
         if self.recording:  # free what only this forward needs
-            self.routing = routing._replace(outputs_TKD=None)
+            self.routing = routing._replace(outputs_TKO=None)
         return y_TO.view(*x.shape[:-1], -1)
 
     @property
@@ -105,6 +105,6 @@ def expert_of_rank(routing: Routing, rank: int) -> Routing:
     return routing._replace(
         ids_TK=ids_T1,
         weights_TK=torch.ones_like(ids_T1, dtype=routing.weights_TK.dtype),
-        outputs_TKD=None,
+        outputs_TKO=None,
         most_pairs=None,
     )

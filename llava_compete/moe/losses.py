@@ -4,9 +4,13 @@ Each is a mean over the tokens that ``mask_T`` keeps, in float32, and 0 (with a 
 keeps none. ``mask_T`` None keeps all.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
+
+from llava_compete.moe.elementwise import at_least_float32
 
 
 def mean_over_tokens(values_T: Tensor, mask_T: Tensor | None) -> Tensor:
@@ -23,11 +27,13 @@ def choice_share(ids_TK: Tensor, num_experts: int, mask_T: Tensor | None) -> Ten
 
     Pairs with id ``num_experts`` (no expert) are not counted; no kept pair at all gives zeros.
     """
-    # one_hot, not bincount: bincount waits for the device.
-    chosen_TKE = F.one_hot(ids_TK, num_experts + 1)[..., :num_experts]
+    # scatter_add_, not bincount: bincount waits for the device. Whole numbers: any order is exact.
+    kept_TK = torch.ones_like(ids_TK)
     if mask_T is not None:
-        chosen_TKE = chosen_TKE * mask_T[:, None, None]
-    count_E = chosen_TKE.sum(dim=(0, 1)).float()
+        kept_TK = mask_T[:, None].to(ids_TK.dtype).expand_as(ids_TK)
+    count_G = ids_TK.new_zeros(num_experts + 1)
+    count_G.scatter_add_(0, ids_TK.reshape(-1), kept_TK.reshape(-1))
+    count_E = count_G[:num_experts].float()
     return count_E / count_E.sum().clamp(min=1)
 
 
@@ -90,17 +96,48 @@ def outcome_distillation(
     return mean_over_tokens((target_TK * (target_TK.log() - chosen_TK)).sum(dim=-1), mask_T)
 
 
-def diversity(outputs_TKD: Tensor, mask_T: Tensor | None = None) -> Tensor:
+def diversity(outputs_TKO: Tensor, mask_T: Tensor | None = None) -> Tensor:
     """Mean cosine of the winners' outputs over the K(K-1) ordered pairs (arXiv:2505.13380).
 
     The official code divides by K*K and so has half of this at K=2. K=1 has no pair: 0.
     """
-    top_k = outputs_TKD.shape[1]
-    if top_k == 1:
-        return outputs_TKD.float().sum() * 0.0
-    unit_TKD = F.normalize(outputs_TKD.float(), dim=-1)
-    # sum_{i != j} u_i . u_j = |sum_i u_i|^2 - sum_i |u_i|^2: no (K, K) matrix per token.
-    square_T = unit_TKD.sum(dim=1).square().sum(dim=-1)
-    return mean_over_tokens(
-        (square_T - unit_TKD.square().sum(dim=(1, 2))) / (top_k * (top_k - 1)), mask_T
-    )
+    top_k = outputs_TKO.shape[1]
+    share = 1 / (top_k * (top_k - 1)) if top_k > 1 else 0.0
+    return mean_over_tokens(_SumOfCosines.apply(outputs_TKO), mask_T) * share
+
+
+class _SumOfCosines(torch.autograd.Function):
+    """Of a token's outputs, over ordered pairs: |sum_k u_k|^2 - sum_k |u_k|^2, u_k of length 1.
+
+    Autograd would keep float32 copies of all outputs; this keeps the outputs as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs_TKO: Tensor) -> Tensor:
+        norm_TK = torch.linalg.vector_norm(outputs_TKO, dim=-1, dtype=at_least_float32(outputs_TKO))
+        scale_TK = norm_TK.reciprocal().where(norm_TK > 0, 0.0)  # an output of 0 has no direction
+        ctx.save_for_backward(outputs_TKO, scale_TK)
+        sum_TO = _weighted_sum(outputs_TKO, scale_TK)
+        return sum_TO.square().sum(dim=-1) - (scale_TK > 0).sum(dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> Tensor:
+        """2 / |o_k| * (s - (s . u_k) u_k), s the sum of the u: none along the output itself."""
+        outputs_TKO, scale_TK = ctx.saved_tensors
+        sum_TO = _weighted_sum(outputs_TKO, scale_TK)
+        grad_TKO = torch.empty_like(outputs_TKO)
+        for k, output_TO in enumerate(outputs_TKO.unbind(dim=1)):
+            unit_TO = scale_TK[:, k, None] * output_TO
+            along_T1 = (sum_TO * unit_TO).sum(dim=-1, keepdim=True)
+            of_sum_T1 = (2 * grad_T * scale_TK[:, k])[:, None]
+            grad_TKO[:, k] = of_sum_T1 * (sum_TO - along_T1 * unit_TO)
+        return grad_TKO
+
+
+def _weighted_sum(outputs_TKO: Tensor, weights_TK: Tensor) -> Tensor:
+    """Sum over K in the dtype of the weights, (T, O)."""
+    sum_TO = weights_TK[:, 0, None] * outputs_TKO[:, 0]
+    for k in range(1, outputs_TKO.shape[1]):
+        sum_TO += weights_TK[:, k, None] * outputs_TKO[:, k]
+    return sum_TO

@@ -152,14 +152,15 @@ def _layer_for(dense: DenseFFN, place: _Place) -> MoELayer:
 def _copy_dense(
     dense: DenseFFN, experts: Experts, perturbation: float, generator: torch.Generator
 ) -> None:
-    for stacked, source in (
-        (experts.first_weight, torch.cat([linear.weight for linear in dense.up])),
-        (experts.down_proj, dense.down.weight),
-    ):
+    inner = torch.cat([linear.weight for linear in dense.up]).chunk(2 if dense.gated else 1)
+    sources = [*(weight.T for weight in inner), dense.down.weight]
+    for stacked, source in zip(experts.weights().values(), sources, strict=True):
         stacked.copy_(source.expand_as(stacked))
         if perturbation:
             noise = torch.randn(stacked.shape, generator=generator)
             stacked.add_((noise * perturbation * source.float().std()).to(stacked.dtype))
-    if experts.up_bias is not None and experts.down_bias is not None:
-        experts.up_bias.copy_(torch.cat([linear.bias for linear in dense.up]))
-        experts.down_bias.copy_(dense.down.bias)
+    if experts.down_bias is not None:
+        biases = torch.cat([linear.bias for linear in dense.up]).chunk(len(inner))
+        for name, bias in zip(experts.inner_names(), biases, strict=True):
+            experts.get_parameter(f"{name}_bias").copy_(bias)
+        experts.get_parameter("down_bias").copy_(dense.down.bias)

@@ -83,8 +83,9 @@ def dropping_top1(model: Model) -> Iterator[None]:
     def after(layer: MoELayer, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         x_TD = args[0].reshape(-1, args[0].shape[-1])
         first_T, next_T, weight_T = replacement(layer.last_routing)
-        went_TO, came_TO = layer.experts(x_TD, torch.stack([first_T, next_T], dim=1)).unbind(dim=1)
-        return y + (weight_T[:, None] * (came_TO - went_TO)).view_as(y)
+        came_and_went_T2 = torch.stack([next_T, first_T], dim=1)
+        change_TO = layer.experts(x_TD, came_and_went_T2, torch.stack([weight_T, -weight_T], dim=1))
+        return y + change_TO.view_as(y)
 
     handles = [layer.register_forward_hook(after) for _, layer in keyed_layers(model)]
     try:
@@ -109,7 +110,7 @@ class RoutingTally:
 
     def __call__(self, seen: Seen) -> None:
         # All experts on all tokens in one call: under ZeRO-3 every rank must gather alike.
-        outputs_TEO = seen.layer.experts(seen.x_TD)
+        outputs_TEO = seen.layer.experts.all_outputs(seen.x_TD)
         figures = token_figures(seen.routing, outputs_TEO, seen.y_TO)
         for kind, tally in enumerate(self.of(seen)):
             tally.add(figures, seen.kind_T == kind)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from llava_compete.data.rows import row_name
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
-from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers import Routing
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def replay(
     seen: list[tuple[str, Tensor]] = []
     handles = [
         module.register_forward_hook(_keeper(name or "loss", seen))
-        for name, module in _layers(model)
+        for name, module in model.named_modules()
     ]
     with _as_before(model), _untraced(engine), torch.random.fork_rng():
         model.set_competing(competing)
@@ -98,20 +97,6 @@ def rows_of(trainer: "LlavaTrainer", step: int) -> list[list[dict[str, Any]]]:
     return found
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules but those inside Experts, whose rows that are no pair hold any gradient."""
-    inside = {
-        id(child)
-        for experts in model.modules()
-        if isinstance(experts, Experts)
-        for child in experts.modules()
-        if child is not experts
-    }
-    for name, module in model.named_modules():
-        if id(module) not in inside:
-            yield name, module
-
-
 def _keeper(name: str, seen: list[tuple[str, Tensor]]) -> Any:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         seen.extend((name, value) for value in _values(output))
@@ -122,7 +107,7 @@ def _keeper(name: str, seen: list[tuple[str, Tensor]]) -> Any:
 def _values(output: Any) -> Iterator[Tensor]:
     """Floating tensors of a module's output."""
     if isinstance(output, Routing):  # its scores may be -inf: an expert that cannot be chosen
-        yield from _values((output.weights_TK, output.outputs_TKD, output.losses))
+        yield from _values((output.weights_TK, output.outputs_TKO, output.losses))
     elif isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

@@ -23,7 +23,7 @@ from tests.faults import hooks
 from tests.faults.runs import SAVE_STEPS, STEPS, Hook, Run, Setup
 
 KILLED = -signal.SIGKILL
-STEP_TIMEOUT = 4.0  # seconds, where a rank hangs
+STEP_TIMEOUT = 4.0  # seconds, at the least, where a rank hangs
 MOUNT = ["mount", "-t", "tmpfs", "-o", "size=64m", "none"]  # the file system that is filled
 
 
@@ -191,7 +191,8 @@ def rank_hangs(case: Case) -> bool:
     hung = case.any_rank()
     alone = case.setup.world == 1
     hook = hooks.at_step(case.rng.randint(2, STEPS - 1), hooks.sleep if alone else hooks.stop)
-    run = case.start("--step_timeout", str(STEP_TIMEOUT), hooks={hung: hook})
+    patience = max(STEP_TIMEOUT, 2 * case.seconds)  # beside other work even a healthy step waits
+    run = case.start("--step_timeout", str(patience), hooks={hung: hook})
     codes = run.wait(patience=2.0)
     others = [rank for rank in range(case.setup.world) if alone or rank != hung]
     assert all(codes[rank] == HUNG for rank in others), f"ends by {codes}:\n{run.said()}"

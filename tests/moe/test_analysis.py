@@ -19,7 +19,7 @@ from llava_compete.moe.analysis import (
     token_figures,
     winners,
 )
-from llava_compete.moe.routers.compete import affinity
+from llava_compete.moe.elementwise import affinity
 from llava_compete.moe.routers.compete import agreement as compete_agreement
 
 T, E, O = 12, 5, 6  # noqa: E741
@@ -266,7 +266,7 @@ def test_every_router_can_be_read(router):
     layer = MoELayer(experts, MoEConfig(num_experts=4, top_k=2, router=router), index=0).eval()
     x = torch.randn(2, T, O * 4)
     with torch.no_grad():
-        y_TO, outputs_TEO = layer(x).flatten(0, 1), experts(x.flatten(0, 1))
+        y_TO, outputs_TEO = layer(x).flatten(0, 1), experts.all_outputs(x.flatten(0, 1))
     tally = Tally(4)
     tally.add(token_figures(layer.routing, outputs_TEO, y_TO), torch.ones(2 * T, dtype=torch.bool))
     found = tally.figures()

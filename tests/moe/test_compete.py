@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from llava_compete.moe import Experts, MoEConfig, MoELayer, RoutingContext
-from llava_compete.moe.routers.compete import affinity, agreement
+from llava_compete.moe.elementwise import affinity
+from llava_compete.moe.routers.compete import agreement
+from tests.moe.reference import run_expert
 
 T, E, K, D = 10, 5, 3, 8
 THETA = 0.3
@@ -40,7 +42,7 @@ def reference(layer, x_TD):
     """Output and losses of a competition step, one token and one expert at a time."""
     outputs, distillation, diversity, shares, wins, agreed = [], [], [], [], [], []
     for token, x_D in enumerate(x_TD):
-        expert_outputs = [layer.experts(x_D[None], torch.tensor([[e]]))[0, 0] for e in range(E)]
+        expert_outputs = [run_expert(layer.experts, e, x_D[None])[0] for e in range(E)]
         strength = [sum(F.softplus(o) for o in output) / D for output in expert_outputs]
         winners = sorted(range(E), key=lambda e: -strength[e].item())[:K]
         total = sum(strength[e] for e in winners)
@@ -120,8 +122,8 @@ def test_bfloat16_experts_that_differ_little_do_not_tie(layer, x_TD):
     layer.bfloat16()
     layer.experts.register_forward_hook(lambda module, args, out: seen.append(out))
     routing = layer.router(x_TD.bfloat16(), layer.experts, COMPETE)
-    (outputs_TED,) = seen
-    won_TK = F.softplus(outputs_TED.float()).mean(-1).topk(K).values
+    (competition,) = seen
+    won_TK = F.softplus(competition.outputs_TKO.float()).mean(-1)
     assert_close(routing.weights_TK, (won_TK / won_TK.sum(-1, keepdim=True)).bfloat16())
     base_T1D = torch.randn(T, 1, 64)
     near_TED = (base_T1D * (1 + 0.01 * torch.randn(T, E, 64))).bfloat16()
@@ -131,9 +133,11 @@ def test_bfloat16_experts_that_differ_little_do_not_tie(layer, x_TD):
 
 def test_experts_are_called_once_with_all_and_the_winners_are_not_run_again(layer, x_TD):
     calls = []
-    layer.experts.register_forward_pre_hook(lambda module, args: calls.append(args[1:]))
+    layer.experts.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True
+    )
     layer(x_TD)
-    assert calls in ([()], [(None,)])
+    assert calls == [((), {"winners": K})]
 
 
 def test_a_router_step_runs_the_chosen_experts_only(layer, x_TD):
@@ -141,7 +145,7 @@ def test_a_router_step_runs_the_chosen_experts_only(layer, x_TD):
     layer.experts.register_forward_pre_hook(lambda module, args: calls.append(args[1:]))
     layer.competing = False
     layer(x_TD)
-    ((ids_TK, _),) = calls
+    ((ids_TK, *_),) = calls
     assert torch.equal(ids_TK, layer.routing.ids_TK)
     assert set(layer.routing.losses) == {"balance", "router_z"}
 
@@ -168,7 +172,7 @@ def test_losers_are_trained_by_the_competition_balance_alone(layer):
     losers = [expert for expert in range(E) if expert not in winners.tolist()]
     losses = layer.routing.losses
     for loss in (output.square().sum(), losses["diversity"]):
-        for name in ("experts.gate_up_proj", "experts.down_proj"):
+        for name in ("experts.gate_proj", "experts.up_proj", "experts.down_proj"):
             gradient = gradients(layer, loss)[name]
             assert gradient[winners].abs().sum() > 0
             assert not gradient[losers].any()
@@ -202,7 +206,7 @@ def test_upcycled_experts_tie_so_the_first_win_every_token(x_TD):
     layer.competing = True
     output = layer(x_TD)
     assert_close(layer.routing.weights_TK, torch.full((T, K), 1 / K))
-    assert_close(output, experts(x_TD, torch.zeros(T, 1, dtype=torch.long))[:, 0])
+    assert_close(output, run_expert(experts, 0, x_TD))
 
 
 @pytest.mark.parametrize("mask_T", [None, MASK])

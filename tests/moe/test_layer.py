@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from llava_compete.moe import ROUTERS, Experts, MoEConfig, MoELayer, Router, Routing
+from tests.moe.reference import run_expert
 
 B, L, E, K, D, OUT, VOCABULARY = 2, 5, 4, 2, 8, 12, 6
 T = B * L
@@ -35,10 +36,10 @@ def test_output_is_the_weighted_sum_of_the_chosen_experts(router, competing):
     ids_TK, weights_TK = layer.routing.ids_TK, layer.routing.weights_TK
     for token in range(T):
         x_1D = x_BLD.view(T, D)[token : token + 1]
-        wanted = sum(
-            weights_TK[token, k] * layer.experts(x_1D, ids_TK[token : token + 1, k : k + 1])[0, 0]
-            for k in range(ids_TK.shape[1])
-        )
+        wanted = torch.zeros(OUT)
+        for expert, weight in zip(ids_TK[token].tolist(), weights_TK[token], strict=True):
+            if expert < E:
+                wanted = wanted + weight * run_expert(layer.experts, expert, x_1D)[0]
         if layer.routing.residual_TO is not None:
             wanted = wanted + layer.routing.residual_TO[token]
         assert_close(y_BLO.view(T, OUT)[token], wanted)
@@ -52,7 +53,7 @@ def test_identical_experts_give_what_one_of_them_gives(router, competing):
         for parameter in layer.experts.parameters():
             parameter.copy_(parameter[:1].clone().expand_as(parameter))
     y_TO = layer(x_BLD).view(T, OUT)
-    wanted_TO = layer.experts(x_BLD.view(T, D), torch.zeros(T, 1, dtype=torch.long))[:, 0]
+    wanted_TO = run_expert(layer.experts, 0, x_BLD.view(T, D))
     if not ROUTERS[router].sums_to_one:
         wanted_TO = wanted_TO * layer.routing.weights_TK.sum(dim=-1, keepdim=True)
     assert_close(y_TO, wanted_TO)
@@ -110,7 +111,7 @@ def test_step_state_outlives_the_forward_as_recomputation_needs():
 def test_outputs_of_a_competition_are_not_held_after_the_forward():
     layer = make_layer(competing=True)
     layer(torch.randn(B, L, D))
-    assert layer.routing.outputs_TKD is None
+    assert layer.routing.outputs_TKO is None
 
 
 def test_the_mask_reaches_the_losses():
@@ -160,7 +161,7 @@ def test_a_router_that_names_no_expert_drops_the_token(monkeypatch):
     layer, x_TD = make_layer("dropping"), torch.randn(T, D)
     y_TO = layer(x_TD)
     assert torch.equal(y_TO[0], torch.zeros(OUT))
-    assert_close(y_TO[1:], layer.experts(x_TD[1:])[:, 0])
+    assert_close(y_TO[1:], run_expert(layer.experts, 0, x_TD[1:]))
     assert_close(layer.load_E(), torch.tensor([1.0, 0, 0, 0]))
 
 
@@ -190,10 +191,10 @@ def test_a_weak_pass_gives_what_the_expert_of_that_rank_gives_alone(router, rank
     y_TO = layer(x_BLD).view(T, OUT)
     for token in range(T):
         order = sorted(range(E), key=lambda e: -scores_TE[token, e].item())
-        ids_11 = torch.tensor([[order[rank - 1]]])
         if scores_TE[token, order[rank - 1]] == -torch.inf:
             continue  # a router that masks experts does not rank them
-        wanted = layer.experts(x_BLD.view(T, D)[token : token + 1], ids_11)[0, 0]
+        x_1D = x_BLD.view(T, D)[token : token + 1]
+        wanted = run_expert(layer.experts, order[rank - 1], x_1D)[0]
         if layer.routing.residual_TO is not None:
             wanted = wanted + layer.routing.residual_TO[token]
         assert_close(y_TO[token], wanted)

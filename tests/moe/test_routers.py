@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from llava_compete.moe import ROUTERS, Experts, MoEConfig, RoutingContext
 from llava_compete.moe.routers import RouterSpec
+from tests.moe.reference import run_expert
 
 T, E, K, D, VOCABULARY = 11, 4, 2, 8, 6
 MASK = torch.arange(T) < 8
@@ -83,8 +84,8 @@ def test_shapes_dtypes_and_names_are_those_of_the_contract(name, competing, top_
     assert routing.scores_TE.shape == (T, E)
     assert routing.scores_TE.dtype == torch.float32
     assert not routing.scores_TE.requires_grad
-    if routing.outputs_TKD is not None:
-        assert routing.outputs_TKD.shape == (T, top_k, D)
+    if routing.outputs_TKO is not None:
+        assert routing.outputs_TKO.shape == (T, top_k, D)
     if routing.most_pairs is not None:
         assert (routing.ids_TK != E).sum() <= routing.most_pairs < T * E
 
@@ -117,8 +118,11 @@ def test_an_expert_is_chosen_once_at_most_by_a_token(name, competing):
 def test_outputs_handed_back_are_those_of_the_chosen_experts(name, competing):
     experts, x_TD = make_experts(), torch.randn(T, D)
     routing = make_router(name)(x_TD, experts, make_context(None, competing))
-    if routing.outputs_TKD is not None:
-        assert_close(routing.outputs_TKD, experts(x_TD, routing.ids_TK))
+    if routing.outputs_TKO is not None:
+        for token, ids_K in enumerate(routing.ids_TK.tolist()):
+            for k, expert in enumerate(ids_K):
+                wanted_O = run_expert(experts, expert, x_TD[token : token + 1])[0]
+                assert_close(routing.outputs_TKO[token, k], wanted_O)
 
 
 @every_router
@@ -173,10 +177,10 @@ def test_gradient_reaches_every_parameter_of_the_router(name, competing):
         for parameter in router.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     routing = router(x_TD, experts, make_context(None, competing))
-    outputs_TKD = routing.outputs_TKD
-    if outputs_TKD is None:
-        outputs_TKD = experts(x_TD, routing.ids_TK)
-    y_TD = torch.einsum("tk,tkd->td", routing.weights_TK, outputs_TKD)
+    if routing.outputs_TKO is None:
+        y_TD = experts(x_TD, routing.ids_TK, routing.weights_TK)
+    else:
+        y_TD = torch.einsum("tk,tko->to", routing.weights_TK, routing.outputs_TKO)
     if routing.residual_TO is not None:
         y_TD = y_TD + routing.residual_TO
     (y_TD.square().sum() + sum(routing.losses.values())).backward()

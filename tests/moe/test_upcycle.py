@@ -74,7 +74,7 @@ def test_every_expert_is_the_dense_layer(dense):
     experts = model.language_model.model.layers[1].mlp.experts
     x_TD = torch.randn(5, 32)
     for copied, source in ((experts, mlp), (model.projector.experts, projector)):
-        for output_TD in copied(x_TD).unbind(dim=1):
+        for output_TD in copied.all_outputs(x_TD).unbind(dim=1):
             assert_close(output_TD, source(x_TD))
 
 

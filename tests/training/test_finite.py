@@ -13,7 +13,6 @@ from torch import Tensor
 from llava_compete.data import IGNORED
 from llava_compete.training.args import TrainArgs
 from llava_compete.training.prepare import prepare, run
-from llava_compete.training.replay import _layers
 from llava_compete.training.trainer import LlavaTrainer
 from tests.training.recipes import argv, make_recipe
 from tests.training.spoil import note_replayed_steps, spoil_backward, spoil_forward
@@ -284,11 +283,3 @@ def test_an_impossible_policy_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=error):
         TrainArgs(output_dir=str(tmp_path), use_cpu=True, **changes)
-
-
-def test_rows_of_experts_that_are_no_pair_are_not_looked_at(recipe: dict[str, Any]) -> None:
-    """Their gradient is whatever was in memory, and reaches nothing."""
-    names = [name for name, _ in _layers(trainer_of(recipe).model)]
-    assert f"{DECODER}.1.mlp.experts" in names
-    assert f"{DECODER}.1.mlp.router" in names
-    assert not any(".experts." in name for name in names)

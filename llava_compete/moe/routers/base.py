@@ -53,7 +53,7 @@ class Routing(NamedTuple):
     losses: dict[str, Tensor]  # unweighted float32 scalars, named in Router.loss_weights
     metrics: dict[str, Tensor]  # detached float32 scalars, for the log only
     scores_TE: Tensor  # detached float32; by these, descending, the router ranks a token's experts
-    outputs_TKD: Tensor | None = None  # the chosen experts' outputs, if the router has run them
+    outputs_TKO: Tensor | None = None  # the chosen experts' outputs, if the router has run them
     most_pairs: int | None = None  # no more (token, expert) pairs than this; None: T*K
     residual_TO: Tensor | None = None  # added to the mixture's output
 

@@ -1,6 +1,6 @@
 """CompeteSMoE (arXiv:2505.13380): experts compete for tokens, a router learns the outcome.
 
-T tokens, E experts, K chosen per token, D width of an expert's output.
+T tokens, E experts, K chosen per token, O width of an expert's output.
 """
 
 from dataclasses import dataclass
@@ -9,20 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llava_compete.moe import losses
 from llava_compete.moe.experts import Experts
 from llava_compete.moe.routers.base import Routing, RoutingContext
 from llava_compete.moe.routers.topk import TopKRouter
-
-
-def affinity(outputs_TED: Tensor) -> Tensor:
-    """Neural response of each expert: mean over its output of softplus, float32 (T, E), > 0.
-
-    Float32, because in bfloat16 the responses of freshly upcycled experts tie.
-    """
-    return F.softplus(outputs_TED.float()).mean(dim=-1)
 
 
 def agreement(router_ids_TK: Tensor, winner_ids_TK: Tensor, mask_T: Tensor | None) -> Tensor:
@@ -93,11 +84,9 @@ class CompeteRouter(TopKRouter):
         mask_T: Tensor | None,
     ) -> Routing:
         top_k = self.spec.top_k
-        outputs_TED = experts(x_TD)
-        affinity_TE = affinity(outputs_TED)
-        won_TK, ids_TK = affinity_TE.topk(top_k, dim=-1)
+        affinity_TE, ids_TK, outputs_TKO = experts(x_TD, winners=top_k)
+        won_TK = affinity_TE.gather(-1, ids_TK)
         weights_TK = won_TK / won_TK.sum(dim=-1, keepdim=True)
-        outputs_TKD = outputs_TED.gather(1, ids_TK[..., None].expand(-1, -1, outputs_TED.shape[-1]))
         competition_TE = affinity_TE.softmax(dim=-1)
         with torch.no_grad():
             router_ids_TK = probs_TE.topk(top_k, dim=-1).indices
@@ -113,10 +102,10 @@ class CompeteRouter(TopKRouter):
             weights_TK=weights_TK.to(x_TD.dtype),
             losses={
                 "distillation": distillation,
-                "diversity": losses.diversity(outputs_TKD, mask_T),
+                "diversity": losses.diversity(outputs_TKO, mask_T),
                 "competition_balance": losses.load_balance(competition_TE, ids_TK, mask_T),
             },
             metrics={"agreement": agreed},
             scores_TE=logits_TE.detach(),
-            outputs_TKD=outputs_TKD,
+            outputs_TKO=outputs_TKO,
         )

@@ -1,0 +1,178 @@
+"""All experts on all tokens, and what the winners said, with a backward of its own.
+
+T tokens, E experts, K winners per token, D input, F hidden, O output width. CompeteSMoE,
+arXiv:2505.13380.
+
+Autograd would keep float32 outputs, activations and winners of every expert. Kept here are the
+products of the gate, up and down projections, or, where these take more than a budget of memory,
+nothing: then the experts run again in the backward, a span of tokens at a time.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from llava_compete.moe.elementwise import Elementwise, HiddenGradient, at_least_float32
+from llava_compete.moe.mixture import Weights
+
+
+class Competition(NamedTuple):
+    """What came of it, winners in the order of their strength."""
+
+    affinity_TE: Tensor  # float32: each expert's response, its mean softplus
+    ids_TK: Tensor  # int64
+    outputs_TKO: Tensor  # of the winners
+
+
+def compete(
+    x_TD: Tensor,
+    top_k: int,
+    weights: Weights,
+    elementwise: Elementwise,
+    budget: int | None = None,
+) -> Competition:
+    """The competition of all experts for each token; ``budget`` in bytes, None: no bound."""
+    span = max(len(x_TD), 1)
+    if budget is not None:
+        span = max(1, min(span, budget // _bytes_a_token(weights)))
+    found = _Competition.apply(elementwise, top_k, span, x_TD, *weights)
+    return Competition(*found)
+
+
+def _bytes_a_token(weights: Weights) -> int:
+    """Of the outputs of all experts and the hidden units of one."""
+    num_experts, out_features, hidden_features = weights.down_EOF.shape
+    numbers = num_experts * out_features + 6 * hidden_features
+    return numbers * weights.down_EOF.element_size()
+
+
+class _Competition(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        elementwise: Elementwise,
+        top_k: int,
+        span: int,
+        x_TD: Tensor,
+        *stacked: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = Weights(*stacked)
+        num_experts, out_features, _ = weights.down_EOF.shape
+        affinity_TE = x_TD.new_empty(len(x_TD), num_experts, dtype=at_least_float32(x_TD))
+        ids_TK = torch.empty(len(x_TD), top_k, dtype=torch.int64, device=x_TD.device)
+        outputs_TKO = x_TD.new_empty(len(x_TD), top_k, out_features)
+        kept: list[Tensor | None] = []
+        for tokens in _spans(len(x_TD), span):
+            x_SD = x_TD[tokens]
+            out_ESO = x_TD.new_empty(num_experts, len(x_SD), out_features)
+            for expert in range(num_experts):
+                gate_SF, up_SF = _project(x_SD, weights, expert)
+                out_ESO[expert] = _answer(gate_SF, up_SF, weights, expert, elementwise)
+                affinity_TE[tokens, expert] = elementwise.affinity(out_ESO[expert])
+                if span >= len(x_TD):
+                    kept += [gate_SF, up_SF, out_ESO[expert]]
+            ids_SK = affinity_TE[tokens].topk(top_k, dim=-1).indices
+            ids_TK[tokens] = ids_SK
+            place_SK = ids_SK * len(x_SD) + torch.arange(len(x_SD), device=x_TD.device)[:, None]
+            outputs_TKO[tokens] = F.embedding(place_SK, out_ESO.flatten(0, 1))
+        ctx.elementwise, ctx.span = elementwise, span
+        ctx.save_for_backward(x_TD, ids_TK, *stacked, *kept)
+        ctx.mark_non_differentiable(ids_TK)
+        return affinity_TE, ids_TK, outputs_TKO
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, affinity_grad_TE: Tensor, _: None, outputs_grad_TKO: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x_TD, ids_TK, *saved = ctx.saved_tensors
+        stacked, kept = saved[: len(Weights._fields)], saved[len(Weights._fields) :]
+        weights = Weights(*stacked)
+        wanted = zip(Weights._fields, stacked, ctx.needs_input_grad[4:], strict=True)
+        grads = {name: torch.zeros_like(weight) for name, weight, needed in wanted if needed}
+        x_grad_TD = torch.zeros_like(x_TD) if ctx.needs_input_grad[3] else None
+        num_experts = affinity_grad_TE.shape[1]
+        won_NO = F.pad(outputs_grad_TKO.flatten(0, 1), (0, 0, 0, 1))  # the last row: did not win
+        place_TE = ids_TK.new_full(affinity_grad_TE.shape, ids_TK.numel())
+        place_TE.scatter_(
+            1, ids_TK, torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)
+        )
+        for tokens in _spans(len(x_TD), ctx.span):
+            turned_DS = x_TD[tokens].T.contiguous()
+            for expert in range(num_experts):
+                if kept:
+                    gate_SF, up_SF, out_SO = kept[3 * expert : 3 * expert + 3]
+                else:
+                    gate_SF, up_SF = _project(x_TD[tokens], weights, expert)
+                    out_SO = _answer(gate_SF, up_SF, weights, expert, ctx.elementwise)
+                out_grad_SO = ctx.elementwise.affinity_backward(
+                    out_SO,
+                    affinity_grad_TE[tokens, expert],
+                    won_NO.index_select(0, place_TE[tokens, expert]),
+                )
+                found = ctx.elementwise.hidden_backward(
+                    gate_SF, up_SF, out_grad_SO @ weights.down_EOF[expert]
+                )
+                _add(grads, expert, turned_DS, out_grad_SO, found)
+                if x_grad_TD is not None:
+                    x_grad_TD[tokens].addmm_(found.up_RF, weights.up_EDF[expert].T)
+                    if weights.gate_EDF is not None:
+                        x_grad_TD[tokens].addmm_(found.gate_RF, weights.gate_EDF[expert].T)
+        return None, None, None, x_grad_TD, *(grads.get(name) for name in Weights._fields)
+
+
+def _spans(num_tokens: int, span: int) -> Iterator[slice]:
+    for begin in range(0, num_tokens, span):
+        yield slice(begin, min(begin + span, num_tokens))
+
+
+def _project(x_SD: Tensor, weights: Weights, expert: int) -> tuple[Tensor | None, Tensor]:
+    """One expert's gate and up projection of a span of tokens."""
+    up_SF = x_SD @ weights.up_EDF[expert]
+    if weights.up_bias_EF is not None:
+        up_SF += weights.up_bias_EF[expert]
+    if weights.gate_EDF is None:
+        return None, up_SF
+    gate_SF = x_SD @ weights.gate_EDF[expert]
+    if weights.gate_bias_EF is not None:
+        gate_SF += weights.gate_bias_EF[expert]
+    return gate_SF, up_SF
+
+
+def _answer(
+    gate_SF: Tensor | None, up_SF: Tensor, weights: Weights, expert: int, elementwise: Elementwise
+) -> Tensor:
+    """One expert's output."""
+    out_SO = elementwise.hidden(gate_SF, up_SF) @ weights.down_EOF[expert].T
+    if weights.down_bias_EO is not None:
+        out_SO += weights.down_bias_EO[expert]
+    return out_SO
+
+
+def _add(
+    grads: dict[str, Tensor],
+    expert: int,
+    turned_DS: Tensor,
+    out_grad_SO: Tensor,
+    found: HiddenGradient,
+) -> None:
+    """Add one expert's gradients of a span of tokens to those of its weights."""
+    products: dict[str, Any] = {  # None of a gate that is not there
+        "up_EDF": (turned_DS, found.up_RF),
+        "gate_EDF": (turned_DS, found.gate_RF),
+        "down_EOF": (out_grad_SO.T.contiguous(), found.hidden_RF),
+    }
+    sums: dict[str, Any] = {
+        "up_bias_EF": found.up_RF,
+        "gate_bias_EF": found.gate_RF,
+        "down_bias_EO": out_grad_SO,
+    }
+    for name, grad in grads.items():
+        if name in products:
+            grad[expert].addmm_(*products[name])
+        else:
+            grad[expert] += sums[name].sum(dim=0)
