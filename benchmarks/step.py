@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.head import head
-from benchmarks.measure import Laps, interleaved, machine, paired, summary, table, write
+from benchmarks.measure import CLOCKS, Laps, interleaved, machine, paired, summary, table, write
 from benchmarks.memory import account
 from benchmarks.plain_step import PlainModel
 from benchmarks.step_subjects import SUBJECTS, Subject, draw_rows, packed, padded
@@ -36,12 +36,14 @@ def main(argv: Sequence[str]) -> None:
     add("--only", nargs="+", choices=(*SUBJECTS, "head"), default=["quickstart", "wide", "head"])
     add("--rounds", type=int, default=7)
     add("--threads", type=int, default=1)
+    add("--clock", choices=CLOCKS, default="wall", help="processor: on a busy machine, one thread")
     add("--device", type=torch.device, default=torch.device("cpu"))
     add("--output", type=Path, default=Path("outputs/benchmarks/step.json"))
     add("--trace", type=Path, help="folder for a torch.profiler trace and table of each step")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    results: dict[str, Any] = {"machine": machine()}
+    Laps.clock = staticmethod(CLOCKS[args.clock])
+    results: dict[str, Any] = {"machine": machine(), "rounds": args.rounds, "clock": args.clock}
     for name in args.only:
         measured = head if name == "head" else _subject
         results[name] = measured(name, args)
