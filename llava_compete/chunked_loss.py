@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-CHUNK_BYTES = (
-    64 * 2**20
-)  # of a chunk's float32 logits; its gradient in the head's dtype beside them
+# Of a chunk's float32 logits; those of the head's dtype, and their gradient, stand beside them. In
+# smaller chunks the sum of a trained weight's gradients takes longer than their products.
+CHUNK_BYTES = 256 * 2**20
 # What some families do to the logits behind the head, and the value with which it does nothing.
 BEHIND_THE_HEAD = {
     "final_logit_softcapping": None,
@@ -106,6 +106,7 @@ class _Losses(torch.autograd.Function):
             logits_CV = F.linear(hidden_CD, *head)
             log_probs_CV = torch.log_softmax(logits_CV, dim=-1, dtype=exact)
             losses_A[rows] = -log_probs_CV.gather(1, labels_C1)[:, 0]
+            del logits_CV
             if any(wanted):
                 error_CV = log_probs_CV.exp_()
                 ones_C1 = torch.ones_like(labels_C1, dtype=exact)
