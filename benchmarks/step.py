@@ -145,6 +145,7 @@ def _subject(name: str, args: argparse.Namespace) -> dict[str, Any]:
     found["peak"] = {}
     for run, (who, kind) in zip(seconds, runs, strict=True):
         pair.compete(kind)
+        pair.steps[who].optimizer.zero_grad()  # what is freed in the step would be counted
         found["peak"][run] = account(pair.steps[who].work, args.device).most
     if args.trace:
         _trace(pair, name, args.trace)
