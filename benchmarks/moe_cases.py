@@ -17,6 +17,7 @@ from benchmarks.looped import LoopedLayer
 from llava_compete.moe import Experts, MoEConfig, MoELayer, RoutingContext
 
 ACTIVATION = "silu"
+COMPILED_WIDTH = 512  # compiling takes longer than all cases of less take together
 BASE = "looped"  # whose time the others' are compared with
 
 
@@ -81,6 +82,9 @@ def ours(case: Case, device: torch.device, router: str = "compete", **options: A
     return layer.to(device, getattr(torch, case.dtype))
 
 
+Prepare = Callable[[Experts], None]
+
+
 class Source(NamedTuple):
     """The library's layer, and the weights of its experts as others lay them out."""
 
@@ -92,16 +96,14 @@ class Source(NamedTuple):
 def source(case: Case, device: torch.device) -> Source:
     """Of a case; the same numbers each time."""
     layer = ours(case, device)
-    weights = {name: weight.detach() for name, weight in layer.experts.named_parameters()}
-    return Source(layer, *as_linear(weights, case))
+    weights = {name: weight.detach() for name, weight in layer.experts.weights().items()}
+    return Source(layer, *as_linear(weights))
 
 
-def as_linear(weights: Mapping[str, Tensor], case: Case) -> tuple[Tensor, Tensor]:
+def as_linear(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The experts' weights, or gradients, by name as torch's Linear has them: Source's."""
-    inner = ("gate_up_proj",) if "gate_up_proj" in weights else ("gate_proj", "up_proj")
-    first = [weights[name] for name in inner if name in weights]
-    rows_first = [w if w.shape[-1] == case.width else w.transpose(1, 2) for w in first]
-    return torch.cat(rows_first, dim=1), weights["down_proj"]
+    inner = [weights[name].mT for name in ("gate_proj", "up_proj") if name in weights]
+    return torch.cat(inner, dim=1), weights["down_proj"]
 
 
 class MixtralLayer(nn.Module):
@@ -138,10 +140,13 @@ class Candidate:
     steps: tuple[str, ...] = ("router", "competition")
     gated_only: bool = False
     gathers_weights: bool = False  # a copy of the weights for each pair of token and expert
+    compiled: bool = False
 
     def stands(self, case: Case) -> bool:
         """Can it take the case, and has this machine the memory for it?"""
         if case.step not in self.steps or (self.gated_only and not case.gated):
+            return False
+        if self.compiled and case.width < COMPILED_WIDTH:
             return False
         return not self.gathers_weights or 3 * self.gathered(case) < psutil.virtual_memory().total
 
@@ -151,10 +156,14 @@ class Candidate:
         return case.tokens * case.top_k * each
 
 
-def with_options(given: Source, case: Case, **options: Any) -> MoELayer:
-    """The library's layer, MoEConfig's ``options`` set, on the same weights."""
+def with_options(
+    given: Source, case: Case, prepare: Prepare | None = None, **options: Any
+) -> MoELayer:
+    """The library's layer on the same weights, ``options`` of MoEConfig set, experts prepared."""
     other = ours(case, given.down_EDF.device, **options)
     other.load_state_dict(given.layer.state_dict(), assign=True)
+    if prepare is not None:
+        prepare(other.experts)
     return other
 
 
@@ -171,11 +180,21 @@ def _mixtral(implementation: str, *, gathers_weights: bool = False) -> Candidate
     )
 
 
-def _ours(*steps: str, **options: Any) -> Candidate:
-    """MoEConfig's ``options`` set; no ``steps``: both kinds."""
+def _ours(
+    *steps: str, compiled: bool = False, budget: float | None = None, **options: Any
+) -> Candidate:
+    """MoEConfig's ``options`` set; ``budget`` of a competition in MiB; no ``steps``: both kinds."""
+
+    def prepare(experts: Experts) -> None:
+        if compiled:
+            experts.compile_elementwise()
+        if budget is not None:
+            experts.competition_budget = int(budget * 2**20)
+
     return Candidate(
-        lambda given, case: with_options(given, case, **options),
+        lambda given, case: with_options(given, case, prepare, **options),
         steps=steps or ("router", "competition"),
+        compiled=compiled,
     )
 
 
@@ -186,6 +205,9 @@ CANDIDATES: dict[str, Candidate] = {
     "transformers batched_mm": _mixtral("batched_mm", gathers_weights=True),
     "transformers grouped_mm": _mixtral("grouped_mm"),
     "ours": _ours(),
+    "ours, 16 MiB": _ours("competition", budget=16),
+    "ours, compiled": _ours(compiled=True),
+    "ours, compiled, 16 MiB": _ours("competition", compiled=True, budget=16),
 }
 
 
