@@ -111,7 +111,8 @@ _WIDE = Subject(
     rows=8,
     answered=0.5,  # of the text: of all tokens about one in five
     mixed=True,
-    max_length=mixture.MAX_LENGTH // SCALE,
+    # All rows in one sequence: packs of many rows are 99 % full (docs/data.md), of few not so.
+    max_length=mixture.MAX_LENGTH,
 )
 _TINY = Subject(
     text={
