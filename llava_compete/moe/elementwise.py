@@ -41,10 +41,21 @@ def hidden_backward(
 ) -> HiddenGradient:
     """``hidden`` again and the gradients of its arguments."""
     if gate_RF is None:
-        hidden_RF, vjp, *_ = torch.func.vjp(act, up_RF)
-        return HiddenGradient(hidden_RF, None, vjp(grad_RF)[0])
-    acted_RF, vjp, *_ = torch.func.vjp(act, gate_RF)
-    return HiddenGradient(acted_RF * up_RF, vjp(grad_RF * up_RF)[0], grad_RF * acted_RF)
+        hidden_RF, up_grad_RF = _act_backward(act, up_RF, grad_RF)
+        return HiddenGradient(hidden_RF, None, up_grad_RF)
+    acted_RF, gate_grad_RF = _act_backward(act, gate_RF, grad_RF * up_RF)
+    return HiddenGradient(acted_RF * up_RF, gate_grad_RF, acted_RF * grad_RF)
+
+
+def _act_backward(act: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """``act(x)`` and its gradient."""
+    if torch.compiler.is_compiling():  # knows no autograd inside; elsewhere vjp is the slower
+        acted, vjp, *_ = torch.func.vjp(act, x)
+        return acted, vjp(grad)[0]
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        acted = act(leaf)
+    return acted.detach(), torch.autograd.grad(acted, leaf, grad)[0]
 
 
 def weighted(act: nn.Module, gate_RF: Tensor | None, up_RF: Tensor, weight_R1: Tensor) -> Tensor:
@@ -58,7 +69,7 @@ def weighted_backward(
     """``weighted`` again and the gradients of its arguments."""
     found = hidden_backward(act, gate_RF, up_RF, grad_RF * weight_R1)
     weight_R = (grad_RF * found.hidden_RF).sum(dim=-1, dtype=at_least_float32(grad_RF))
-    return WeightedGradient(found.hidden_RF * weight_R1, found.gate_RF, found.up_RF, weight_R)
+    return WeightedGradient(found.hidden_RF.mul_(weight_R1), found.gate_RF, found.up_RF, weight_R)
 
 
 def affinity(outputs: Tensor) -> Tensor:

@@ -22,14 +22,9 @@ class Groups(NamedTuple):
     token_R: Tensor  # int64; T where a row is no pair
     ends_E: Tensor  # int32; where each expert's rows end
 
-    def experts_R(self) -> Tensor:
-        """The expert of each row, int64; of rows behind the last group the last one."""
-        rows_R = torch.arange(len(self.token_R), device=self.ends_E.device)
-        return torch.bucketize(rows_R, self.ends_E, right=True).clamp(max=len(self.ends_E) - 1)
-
-    def read(self, x_TD: Tensor) -> Tensor:
-        """The token of each row, (R, D); 0 where a row is no pair."""
-        return F.pad(x_TD, (0, 0, 0, 1)).index_select(0, self.token_R)
+    def read(self, padded: Tensor, rows: slice) -> Tensor:
+        """The tokens of some rows, (R, D); 0 where a row is no pair. See ``padded``."""
+        return padded.index_select(0, self.token_R[rows])
 
     def scatter(self, values_TK: Tensor) -> Tensor:
         """A number of each pair, (R, 1); 0 where a row is no pair."""
@@ -42,6 +37,11 @@ class Groups(NamedTuple):
         """The sum of each token's rows, added in float32, (T, O); overwrites the last row."""
         rows_RO[-1].zero_()
         return F.embedding_bag(self.row_TK, rows_RO, mode="sum")
+
+
+def padded(x_TD: Tensor) -> Tensor:
+    """The tokens and behind them a row of zeros, which rows read that are no pair's."""
+    return F.pad(x_TD, (0, 0, 0, 1))
 
 
 def group_pairs(

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llava_compete.moe.elementwise import Elementwise, at_least_float32
-from llava_compete.moe.grouping import Groups
-from llava_compete.moe.products import grouped_linear, grouped_outer
+from llava_compete.moe.grouping import Groups, padded
+from llava_compete.moe.products import parts
 
 
 class Weights(NamedTuple):
@@ -50,73 +50,55 @@ class _Mixture(torch.autograd.Function):
         *stacked: Any,
     ) -> Tensor:
         groups, weights = Groups(row_TK, token_R, ends_E), Weights(*stacked)
-        x_RD, weight_R1 = groups.read(x_TD), groups.scatter(weights_TK)
-        experts_R = groups.experts_R() if weights.up_bias_EF is not None else None
-        up_RF = _linear(x_RD, weights.up_EDF, weights.up_bias_EF, ends_E, experts_R)
-        gate_RF = None
-        if weights.gate_EDF is not None:
-            gate_RF = _linear(x_RD, weights.gate_EDF, weights.gate_bias_EF, ends_E, experts_R)
-        hidden_RF = elementwise.weighted(gate_RF, up_RF, weight_R1)
-        out_RO = grouped_linear([hidden_RF], [weights.down_EOF.mT], ends_E)
-        if weights.down_bias_EO is not None:
-            out_RO += weight_R1 * weights.down_bias_EO[experts_R]
+        weight_R1, tokens = groups.scatter(weights_TK), padded(x_TD)
+        out_RO = x_TD.new_empty(len(token_R), weights.down_EOF.shape[1])
+        kept: list[Tensor | None] = []
+        for part in parts(ends_E, empty=any(ctx.needs_input_grad)):
+            x_RD, weight = groups.read(tokens, part.rows), weight_R1[part.rows]
+            up_RF = part.linear(x_RD, weights.up_EDF, weights.up_bias_EF)
+            gate_RF = None
+            if weights.gate_EDF is not None:
+                gate_RF = part.linear(x_RD, weights.gate_EDF, weights.gate_bias_EF)
+            hidden_RF = elementwise.weighted(gate_RF, up_RF, weight)
+            out = part.linear(hidden_RF, weights.down_EOF.mT, out=out_RO[part.rows])
+            if weights.down_bias_EO is not None:
+                out += weight * part.of_rows(weights.down_bias_EO, len(out))
+            kept += [gate_RF, up_RF]
         ctx.elementwise = elementwise
-        ctx.save_for_backward(*groups, x_TD, weights_TK, gate_RF, up_RF, *stacked)
+        ctx.save_for_backward(*groups, x_TD, weights_TK, *stacked, *kept)
         return groups.combine(out_RO)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
-        row_TK, token_R, ends_E, x_TD, weights_TK, gate_RF, up_RF, *stacked = ctx.saved_tensors
+        row_TK, token_R, ends_E, x_TD, weights_TK, *saved = ctx.saved_tensors
+        stacked, kept = saved[: len(Weights._fields)], saved[len(Weights._fields) :]
         groups, weights = Groups(row_TK, token_R, ends_E), Weights(*stacked)
-        of_x, of_weights = ctx.needs_input_grad[4], ctx.needs_input_grad[5]
-        wanted = Weights(*ctx.needs_input_grad[6:])
-        weight_R1 = groups.scatter(weights_TK)
-        grad_RO = groups.read(grad_TO.contiguous())
-        found = ctx.elementwise.weighted_backward(
-            gate_RF, up_RF, weight_R1, grouped_linear([grad_RO], [weights.down_EOF], ends_E)
-        )
-        inner = [found.up_RF] if gate_RF is None else [found.up_RF, found.gate_RF]
-        grads: dict[str, Tensor] = {}
-        if wanted.down_EOF:
-            (grads["down_EOF"],) = grouped_outer(grad_RO, [found.hidden_RF], ends_E)
-        if wanted.up_EDF:
-            names = ("up_EDF", "gate_EDF")
-            outers = grouped_outer(groups.read(x_TD), inner, ends_E)
-            grads |= dict(zip(names, outers, strict=False))
-        weight_grad_R = found.weight_R
-        if weights.down_bias_EO is not None:
-            grads["down_bias_EO"] = _sums(weight_R1, grad_RO, ends_E)
-            grads["up_bias_EF"] = _sums(torch.ones_like(weight_R1), found.up_RF, ends_E)
-            if gate_RF is not None:
-                grads["gate_bias_EF"] = _sums(torch.ones_like(weight_R1), found.gate_RF, ends_E)
-            bias_RO = weights.down_bias_EO[groups.experts_R()]
-            weight_grad_R = weight_grad_R + (grad_RO * bias_RO).sum(
-                dim=-1, dtype=at_least_float32(grad_RO)
+        weight_R1, tokens, out_grads = groups.scatter(weights_TK), padded(x_TD), padded(grad_TO)
+        wanted = zip(Weights._fields, stacked, ctx.needs_input_grad[6:], strict=True)
+        grads = {name: torch.empty_like(weight) for name, weight, needed in wanted if needed}
+        x_grad_RD = x_TD.new_empty(len(token_R), x_TD.shape[1])
+        weight_grad_R = weight_R1.new_empty(len(token_R), dtype=at_least_float32(weight_R1))
+        for number, part in enumerate(parts(ends_E, empty=True)):
+            gate_RF, up_RF = kept[2 * number : 2 * number + 2]
+            grad_RO, weight = groups.read(out_grads, part.rows), weight_R1[part.rows]
+            found = ctx.elementwise.weighted_backward(
+                gate_RF, up_RF, weight, part.linear(grad_RO, weights.down_EOF)
             )
-        x_grad_TD = weight_grad_TK = None
-        if of_x:
-            into = [w.mT for w in (weights.up_EDF, weights.gate_EDF) if w is not None]
-            x_grad_TD = groups.combine(grouped_linear(inner, into, ends_E))
-        if of_weights:
-            weight_grad_R[-1] = 0.0
-            weight_grad_TK = weight_grad_R[row_TK].to(weights_TK.dtype)
+            weight_grad_R[part.rows] = found.weight_R
+            part.outer(grads, grad_RO, {"down_EOF": found.hidden_RF})
+            inner = {"up_EDF": found.up_RF, "gate_EDF": found.gate_RF}
+            part.outer(grads, groups.read(tokens, part.rows), inner)
+            if weights.down_bias_EO is not None:
+                bias = part.of_rows(weights.down_bias_EO, len(grad_RO))
+                weight_grad_R[part.rows] += (grad_RO * bias).sum(dim=-1, dtype=weight_grad_R.dtype)
+                part.sums(grads, weight, {"down_bias_EO": grad_RO})
+                inner = {"up_bias_EF": found.up_RF, "gate_bias_EF": found.gate_RF}
+                part.sums(grads, torch.ones_like(weight), inner)
+            x_grad = part.linear(found.up_RF, weights.up_EDF.mT, out=x_grad_RD[part.rows])
+            if weights.gate_EDF is not None:
+                x_grad += part.linear(found.gate_RF, weights.gate_EDF.mT)
+        weight_grad_R[-1] = 0.0  # of pairs without an expert
+        weight_grad_TK = weight_grad_R[row_TK].to(weights_TK.dtype)
         of_stacked = (grads.get(name) for name in Weights._fields)
-        return None, None, None, None, x_grad_TD, weight_grad_TK, *of_stacked
-
-
-def _linear(
-    x_RD: Tensor,
-    weight_EDF: Tensor,
-    bias_EF: Tensor | None,
-    ends_E: Tensor,
-    experts_R: Tensor | None,
-) -> Tensor:
-    out_RF = grouped_linear([x_RD], [weight_EDF], ends_E)
-    return out_RF if bias_EF is None else out_RF.add_(bias_EF[experts_R])
-
-
-def _sums(weight_R1: Tensor, values_RF: Tensor, ends_E: Tensor) -> Tensor:
-    """Weighted sums of each group's rows, (E, F)."""
-    (sums_E1F,) = grouped_outer(weight_R1, [values_RF], ends_E)
-    return sums_E1F[:, 0]
+        return None, None, None, None, groups.combine(x_grad_RD), weight_grad_TK, *of_stacked

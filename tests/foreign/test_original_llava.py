@@ -11,8 +11,8 @@ from llava_compete import load
 from llava_compete.__main__ import main
 from llava_compete.foreign import towers
 from llava_compete.foreign.keys import map_keys
-from llava_compete.foreign.original_llava import import_original_llava
 from llava_compete.foreign.layouts import read_tokenizer
+from llava_compete.foreign.original_llava import import_original_llava
 from llava_compete.vision import ImageTower, VisionConfig
 from tests.foreign.llava import (
     SIZES,
