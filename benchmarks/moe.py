@@ -13,7 +13,16 @@ import torch
 
 from benchmarks.ceiling import Floor, ceiling, rates
 from benchmarks.measure import CLOCKS, Laps, interleaved, machine, paired, summary, table, write
-from benchmarks.moe_cases import BASE, CANDIDATES, Case, cases, source, with_options
+from benchmarks.moe_cases import (
+    BASE,
+    CANDIDATES,
+    COMPILED_WIDTH,
+    Case,
+    cases,
+    prepared,
+    source,
+    with_options,
+)
 from benchmarks.moe_curves import curves, draw
 from benchmarks.moe_memory import child, held_and_peaks
 from benchmarks.steps import Seconds, Step, group_sizes
@@ -137,13 +146,15 @@ def amortised(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     """Time of CompeteSMoE's layers over that of plain SMoE's, forward and backward.
 
     In the mean over steps, where each layer competes at RATE, and in a step in which CAP of
-    LAYERS compete, which is the slowest there is.
+    LAYERS compete, which is the slowest there is. Elementwise parts are compiled in all of them.
     """
     given = source(case, device)
-    by_router, plain = (with_options(given, case, router=name) for name in ("compete", "topk"))
-    by_router.competing = plain.competing = False
-    layers = {"plain": plain, "router": by_router, "competition": given.layer}
-    steps = {name: Step(layer, case, device) for name, layer in layers.items()}
+    prepare = prepared(compiled=case.width >= COMPILED_WIDTH)
+    steps = {}
+    for name, router in (("plain", "topk"), ("router", "compete"), ("competition", "compete")):
+        layer = with_options(given, case, prepare, router=router)
+        layer.competing = name == "competition"
+        steps[name] = Step(layer, case, device)
     runs: dict[str, Callable[[], Seconds]] = dict(steps)
     taken = interleaved(runs, rounds)
     times = {name: [each.both for each in values] for name, values in taken.items()}

@@ -167,6 +167,18 @@ def with_options(
     return other
 
 
+def prepared(*, compiled: bool, budget: float | None = None) -> Prepare:
+    """Elementwise parts compiled or not; a bound in MiB of what a competition keeps."""
+
+    def prepare(experts: Experts) -> None:
+        if compiled:
+            experts.compile_elementwise()
+        if budget is not None:
+            experts.competition_budget = int(budget * 2**20)
+
+    return prepare
+
+
 def _loop(**options: Any) -> Candidate:
     return Candidate(lambda given, case: LoopedLayer(*given, **options))
 
@@ -185,12 +197,7 @@ def _ours(
 ) -> Candidate:
     """MoEConfig's ``options`` set; ``budget`` of a competition in MiB; no ``steps``: both kinds."""
 
-    def prepare(experts: Experts) -> None:
-        if compiled:
-            experts.compile_elementwise()
-        if budget is not None:
-            experts.competition_budget = int(budget * 2**20)
-
+    prepare = prepared(compiled=compiled, budget=budget)
     return Candidate(
         lambda given, case: with_options(given, case, prepare, **options),
         steps=steps or ("router", "competition"),
