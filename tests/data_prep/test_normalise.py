@@ -64,6 +64,8 @@ def test_every_format_trains_as_the_row_written_by_hand(
     for index, row in enumerate(written):
         sample, expected = dataset[index], by_hand[index]
         assert set(sample) == set(expected)
+        assert sample.pop("image_files") == names(row)
+        expected.pop("image_files")  # the same pictures, maybe by other names
         for name, value in expected.items():
             assert torch.equal(sample[name], value), (index, name)
         assert row["length"] == expected["input_ids"].numel()
