@@ -25,7 +25,8 @@ class Experts(nn.Module):
     biases: so laid out, every product of forward and backward reads its operands as they lie.
     """
 
-    # Most bytes that a competition keeps for its backward; None: no bound. Beyond, it runs again.
+    # Bytes that a competition may keep for its backward, beyond which it runs again, in spans of
+    # tokens that take no more; None: no bound.
     competition_budget: int | None = None
 
     def __init__(
@@ -83,7 +84,9 @@ class Experts(nn.Module):
         self.elementwise = self.elementwise._replace(compiled=True)
 
     @overload
-    def forward(self, x_TD: Tensor, *, winners: int) -> Competition: ...
+    def forward(
+        self, x_TD: Tensor, *, winners: int, losers_gradient: bool = True
+    ) -> Competition: ...
     @overload
     def forward(
         self,
@@ -100,12 +103,14 @@ class Experts(nn.Module):
         most_pairs: int | None = None,
         *,
         winners: int | None = None,
+        losers_gradient: bool = True,
     ) -> Tensor | Competition:
         """Weighted sum (T, O) of the outputs of the experts named by ``ids_TK`` in 0..E.
 
         An id of E means "no expert": that pair costs nothing and adds nothing. Where no more than
         ``most_pairs`` of the T*K pairs have an expert, memory is taken for these alone. With
-        ``winners`` instead all experts run and the Competition for that many places is returned.
+        ``winners`` instead all experts run and the Competition for that many places is returned
+        (``losers_gradient``: see there).
         """
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):  # autocast does not know these operators
@@ -113,7 +118,14 @@ class Experts(nn.Module):
         weights = self._weights(x_TD.dtype)
         with torch.autocast(device, enabled=False):
             if winners is not None:
-                return compete(x_TD, winners, weights, self.elementwise, self.competition_budget)
+                return compete(
+                    x_TD,
+                    winners,
+                    weights,
+                    self.elementwise,
+                    self.competition_budget,
+                    losers_gradient=losers_gradient,
+                )
             assert ids_TK is not None
             assert weights_TK is not None
             groups = group_pairs(ids_TK, self.num_experts, x_TD.dtype, most_pairs)

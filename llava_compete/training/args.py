@@ -41,6 +41,21 @@ class TrainArgs(TrainingArguments):
         default=0.05,
         metadata={"help": "Steps before the first competition; below 1, a share of all steps."},
     )
+    competition_memory: float | None = field(
+        default=None,
+        metadata={
+            "help": "MiB that one competing layer may keep for its backward; where it would keep "
+            "more, its experts run again there, in spans of tokens that take no more. Left out: "
+            "no bound."
+        },
+    )
+    compile_experts: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile what experts do between their matrix products by torch.compile, "
+            "which takes some seconds at the first step."
+        },
+    )
     batching: str = field(
         default="shuffled",
         metadata={
@@ -108,6 +123,11 @@ class TrainArgs(TrainingArguments):
             raise ValueError(
                 "save_only_model=true: checkpoints would hold nothing to resume from, and "
                 "resume=auto would begin anew each time; leave one of them out"
+            )
+        if self.competition_memory is not None and not self.competition_memory > 0:
+            raise ValueError(
+                f"competition_memory={self.competition_memory} must be above 0, in MiB; left out "
+                f"it is without bound"
             )
         check_step_timeout(self.step_timeout, self.ddp_timeout)
         if self.enable_jit_checkpoint:

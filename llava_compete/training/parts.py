@@ -5,6 +5,7 @@ from typing import Any
 
 from llava_compete.lora import MARK, LoraSettings
 from llava_compete.model import LlavaCompeteForConditionalGeneration as Model
+from llava_compete.moe import Experts
 from llava_compete.names import nearest
 from llava_compete.quantized import sizes_in_4_bits
 
@@ -51,6 +52,33 @@ def set_trainable(model: Model, parts: list[str]) -> None:
         *fine, coarse = part_names(name)
         trained = coarse in parts or any(part in parts for part in fine)
         parameter.requires_grad_(trained or (coarse in adapted and bool(fine)))
+
+
+def tune_experts(model: Model, args: Any) -> None:
+    """How the experts compute, as a recipe's TrainArgs have it.
+
+    ValueError where they are to be compiled for a CPU and there is no C++ compiler.
+    """
+    if args.compile_experts and args.device.type == "cpu":
+        _check_compiler()
+    for module in model.modules():
+        if isinstance(module, Experts):
+            if args.compile_experts:
+                module.compile_elementwise()
+            if args.competition_memory is not None:
+                module.competition_budget = int(args.competition_memory * 2**20)
+
+
+def _check_compiler() -> None:
+    from torch._inductor import cpp_builder, exc  # seconds
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ValueError(
+            "compile_experts=true: there is no C++ compiler; install g++, name yours in CXX, or "
+            "leave it out"
+        ) from error
 
 
 def count_trainable(model: Model) -> dict[str, tuple[int, int]]:

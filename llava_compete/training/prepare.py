@@ -34,7 +34,7 @@ from llava_compete.training.callbacks import build_schedule
 from llava_compete.training.manifest import Manifest, read_manifest
 from llava_compete.training.order import kept_accumulation, order_settings, run_order
 from llava_compete.training.output import DATA, RECIPE, agreed, find_resume, refuse_results
-from llava_compete.training.parts import check_parts, set_trainable
+from llava_compete.training.parts import check_parts, set_trainable, tune_experts
 from llava_compete.training.saving import clean_up
 from llava_compete.training.settings import check_settings, run_settings
 from llava_compete.training.trainer import LlavaTrainer
@@ -161,6 +161,7 @@ def _open_model(model_args: Any, args: Any) -> tuple[Model, LlavaProcessor]:
             )
         quantize_frozen(model, args.device)
     set_trainable(model, model_args.trainable)
+    tune_experts(model, args)
     check_parts(args.part_learning_rates or {}, "part_learning_rates", model)
     if model.competitors():
         build_schedule(model, args, max(args.max_steps, 0))  # an impossible rate is refused here

@@ -137,7 +137,7 @@ def test_experts_are_called_once_with_all_and_the_winners_are_not_run_again(laye
         lambda module, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True
     )
     layer(x_TD)
-    assert calls == [((), {"winners": K})]
+    assert calls == [((), {"winners": K, "losers_gradient": True})]
 
 
 def test_a_router_step_runs_the_chosen_experts_only(layer, x_TD):

@@ -87,9 +87,9 @@ def test_chosen_experts_and_all_gradients_equal_the_loop(gated, bias, activation
 
 
 @kinds
-@pytest.mark.parametrize("span", [None, 4, 1], ids=lambda span: f"span={span}")
+@pytest.mark.parametrize("span", [None, 9, 4, 1], ids=lambda span: f"span={span}")
 def test_a_competition_and_all_gradients_equal_the_loop(gated, bias, activation, span):
-    """Kept whole, and run again in the backward over spans of tokens, the last one shorter."""
+    """Kept, and run again in the backward over at most so many tokens, the last span shorter."""
     experts, x_TD = make_experts(gated, bias, activation), tokens()
     if span is not None:
         experts.competition_budget = span * (E * OUT + 6 * HIDDEN) * x_TD.element_size()
@@ -110,12 +110,33 @@ def test_a_competition_beyond_its_budget_keeps_its_input_and_the_winners_alone()
             experts(x_TD, winners=K)
         own = {id(parameter) for parameter in experts.parameters()}
         kept[budget] = sum(t.nbytes for t in saved if id(t) not in own)
-    assert kept[20_000] == x_TD.nbytes + 64 * K * 8  # ids are int64
+    assert kept[20_000] == x_TD.nbytes + 64 * K * (OUT + 1) * 8  # winners' outputs and ids
     assert kept[None] == kept[20_000] + E * 64 * (2 * HIDDEN + OUT) * 8
 
 
 def _same(tensor):
     return tensor
+
+
+@kinds
+@pytest.mark.parametrize("budget", [None, 4000])
+def test_without_the_losers_gradient_their_affinities_are_constants(
+    gated, bias, activation, budget
+):
+    experts, x_TD = make_experts(gated, bias, activation), tokens()
+    experts.competition_budget = budget
+
+    def reference(x_TD):
+        affinity_TE, ids_TK, outputs_TKO = compete_by_loop(experts, x_TD)
+        won_TE = torch.zeros_like(affinity_TE).scatter(1, ids_TK, 1.0).bool()
+        return torch.where(won_TE, affinity_TE, affinity_TE.detach()), ids_TK, outputs_TKO
+
+    def run(x_TD):
+        return experts(x_TD, winners=K, losers_gradient=False)
+
+    for got, wanted in zip(run(x_TD), reference(x_TD), strict=True):
+        assert_close(got, wanted)
+    assert_gradients_close(gradients(experts, [x_TD], run), gradients(experts, [x_TD], reference))
 
 
 def test_all_outputs_are_each_experts_own_in_order():

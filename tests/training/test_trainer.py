@@ -136,6 +136,39 @@ def test_activation_checkpointing_changes_no_bit(
     assert [entry["grad_norm"] for entry in again] == [entry["grad_norm"] for entry in plain]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"competition_memory": 0.01},
+        {"competition_memory": 0.01, "activation_checkpointing": True},
+        {"compile_experts": True},
+    ],
+    ids=str,
+)
+def test_how_the_experts_compute_changes_the_rounding_alone(
+    recipe: dict[str, Any], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    plain = train(recipe, output_dir=str(tmp_path / "plain"))
+    again = train(recipe, output_dir=str(tmp_path / "again"), **change)
+    for key in ("loss", "grad_norm"):
+        assert [e[key] for e in again] == pytest.approx([e[key] for e in plain], rel=1e-4)
+
+
+def test_experts_are_tuned_as_the_recipe_says(recipe: dict[str, Any]) -> None:
+    trainer, _ = prepare(argv(recipe, competition_memory=1.5, compile_experts=True))
+    layers = [layer for part in trainer.model.moe_layers().values() for layer in part]
+    assert {layer.experts.competition_budget for layer in layers} == {3 * 2**19}
+    assert all(layer.experts.elementwise.compiled for layer in layers)
+
+
+def test_experts_are_not_compiled_without_a_compiler(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(ValueError, match="compile_experts=true: there is no C"):
+        prepare(argv(recipe, compile_experts=True))
+
+
 def test_re_entrant_checkpointing_is_refused(recipe: dict[str, Any]) -> None:
     trainer, _ = prepare(
         argv(
@@ -168,6 +201,7 @@ def test_a_resumed_run_keeps_the_schedule_and_ends_at_the_last_step(recipe: dict
         ({"checkpoint": "nowhere"}, "checkpoint nowhere is not a directory"),
         ({"save_on_each_node": True}, "all ranks share output_dir"),
         ({"ignore_data_skip": True}, "a resumed run would draw other rows"),
+        ({"competition_memory": 0}, "competition_memory=0.0 must be above 0"),
         ({"auto_find_batch_size": True}, "a step would have other rows than the recipe says"),
         ({"save_only_model": True, "resume": "auto"}, "nothing to resume from"),
     ],

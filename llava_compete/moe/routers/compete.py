@@ -30,10 +30,15 @@ class CompeteOptions:
     distillation: Literal["paper", "outcome"] = "paper"
     theta: float = 0.1  # paper's extra weight of the winners' entries
     detach: bool = False  # on router steps the task's gradient does not reach the gate
+    # exact: the balance term also teaches experts by the tokens that they lost; none: winners
+    # alone learn in a competition, which makes it cheaper (docs/performance.md).
+    losers_gradient: Literal["exact", "none"] = "exact"
 
     def __post_init__(self) -> None:
         if self.distillation not in ("paper", "outcome"):
             raise ValueError(f"distillation={self.distillation!r} must be paper or outcome")
+        if self.losers_gradient not in ("exact", "none"):
+            raise ValueError(f"losers_gradient={self.losers_gradient!r} must be exact or none")
         if self.theta < 0:
             raise ValueError(f"theta={self.theta} must not be negative")
 
@@ -84,7 +89,9 @@ class CompeteRouter(TopKRouter):
         mask_T: Tensor | None,
     ) -> Routing:
         top_k = self.spec.top_k
-        affinity_TE, ids_TK, outputs_TKO = experts(x_TD, winners=top_k)
+        affinity_TE, ids_TK, outputs_TKO = experts(
+            x_TD, winners=top_k, losers_gradient=self.options.losers_gradient == "exact"
+        )
         won_TK = affinity_TE.gather(-1, ids_TK)
         weights_TK = won_TK / won_TK.sum(dim=-1, keepdim=True)
         competition_TE = affinity_TE.softmax(dim=-1)
