@@ -4,6 +4,7 @@ python -m benchmarks moe --only "bfloat16 512/1408 (4, 2)"
 """
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,16 +26,29 @@ from benchmarks.moe_cases import (
 )
 from benchmarks.moe_curves import curves, draw
 from benchmarks.moe_memory import child, held_and_peaks
+from benchmarks.moe_tables import (
+    CAP,
+    FLOOR,
+    LAYERS,
+    RATE,
+    amortised_rows,
+    curve_rows,
+    markdown,
+    memory_rows,
+    rate_rows,
+    speed_rows,
+)
 from benchmarks.steps import Seconds, Step, group_sizes
 
-RATE, CAP = 0.07, 3  # of competition, and of the layers that compete in one step
-LAYERS = 32
 PARTS = ("ceiling", "speed", "memory", "amortised", "curves")
-CEILING, FLOOR = "ceiling", "products alone"
+CEILING = "ceiling"
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
+    if args.tables is not None:
+        print(markdown(json.loads(args.tables.read_text())))
+        return
     torch.set_num_threads(args.threads)
     Laps.clock = staticmethod(CLOCKS[args.clock])
     if args.child is not None:
@@ -71,6 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="small layers, to see that all works")
     add("--output", type=Path, default=Path("outputs/benchmarks/moe.json"))
     add("--figure", type=Path, default=Path("outputs/benchmarks/moe.svg"), help="of the curves")
+    add("--tables", type=Path, help="a run's --output: print its tables in Markdown, run nothing")
     add("--child", nargs=2, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -83,21 +98,21 @@ def _measure(
         found = curves(device, args.rounds, quick=args.quick)
         draw(found, args.figure)
         for name, curve in found.items():
-            yield name, curve, table(_curve_rows(name, curve))
+            yield name, curve, table(curve_rows(name, curve))
         return
     for case in chosen:
         if part == "ceiling":
             found = rates(case, device, args.rounds)
-            yield case.name, found, table(_rate_rows(found))
+            yield case.name, found, table(rate_rows(found))
         elif part == "speed":
             found = speed(case, device, args.rounds)
-            yield case.name, found, table(_speed_rows(found))
+            yield case.name, found, table(speed_rows(found))
         elif part == "memory" and _of_memory(case, args.quick):
             found = held_and_peaks(case, device)
-            yield case.name, found, table(_memory_rows(found))
+            yield case.name, found, table(memory_rows(found))
         elif part == "amortised" and case.step == "competition" and case.gated:
             found = amortised(case, device, args.rounds)
-            yield case.name, found, table(_amortised_rows(found))
+            yield case.name, found, table(amortised_rows(found))
 
 
 def _of_memory(case: Case, quick: bool) -> bool:
@@ -169,60 +184,3 @@ def amortised(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
             for name, s in shares.items()
         },
     }
-
-
-def _rate_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    heads = ("GFLOP/s of a product", "median", "most", "share of the ceiling")
-    return [heads, *((name, v["median"], v["most"], v["share"]) for name, v in found.items())]
-
-
-def _speed_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    heads: list[Any] = [""]
-    for key in ("forward", "both"):
-        heads += [f"{key}: ms", "times faster", "least", "most", "of ceiling", "of products"]
-    rows = [tuple(heads)]
-    for name, passes in found["candidates"].items():
-        row: list[Any] = [name]
-        for each in passes.values():
-            faster = each["times_faster"]
-            row += [1e3 * each["seconds"]["median"], *(faster[k] for k in faster)]
-            row += [each["of_ceiling"]["median"], each["of_floor"]["median"]]
-        rows.append(tuple(row))
-    return rows
-
-
-def _memory_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    heads = ("MiB", "held", "of the loop's", "peak", "peak with gradients", "of the process")
-    base = found[BASE]["held"]
-    return [
-        heads,
-        *(
-            (name, v["held"], v["held"] / base, v["peak"], v["most"], v["process"] or "-")
-            for name, v in found.items()
-        ),
-    ]
-
-
-def _amortised_rows(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    what = {
-        "competition": "competition step",
-        "mean": f"mean step, rate {RATE}",
-        "slowest": f"slowest step, {CAP} of {LAYERS} layers compete",
-    }
-    rows = [
-        (text, *(found[key][k] for k in ("median", "least", "most"))) for key, text in what.items()
-    ]
-    return [("time over plain SMoE's", "median", "least", "most"), *rows]
-
-
-def _curve_rows(name: str, curve: dict[str, Any]) -> list[tuple[Any, ...]]:
-    heads: list[Any] = [name]
-    for candidate in curve:
-        heads += [f"{candidate}: ms", "over the first"]
-    rows = [tuple(heads)]
-    for at in next(iter(curve.values())):
-        row: list[Any] = [at]
-        for points in curve.values():
-            row += [1e3 * points[at]["seconds"]["median"], points[at]["over_first"]["median"]]
-        rows.append(tuple(row))
-    return rows

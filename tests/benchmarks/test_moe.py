@@ -144,6 +144,11 @@ def test_a_run_writes_all_its_parts(tmp_path, capsys, monkeypatch):
     assert held["ours"]["held"] < held[BASE]["held"]
     assert figure.read_text().startswith("<?xml")
     assert "times faster" in capsys.readouterr().out
+    moe.main(["--tables", str(output)])
+    printed = capsys.readouterr().out
+    assert "| router step, forward and backward: times as fast as the loop |" in printed
+    for block in printed.split("\n\n")[:-1]:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
 
 
 def test_a_name_that_no_case_has(tmp_path):
