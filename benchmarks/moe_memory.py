@@ -21,8 +21,10 @@ def held_and_peaks(case: Case, device: torch.device) -> dict[str, dict[str, floa
     ``held``: what lives between forward and backward, the output not counted. ``most``: at once,
     gradients of the weights with it. ``peak``: the larger of the forward's most and of ``most``
     without those gradients; where they come one after the other (the loops) it is that or more.
-    ``process``: ``most`` by the system's account, on CPU, in a process of its own.
+    ``process``: ``most`` by the system's account, on CPU, in a process of its own, of the cases
+    with the default number of gated experts.
     """
+    checked = device.type == "cpu" and case.gated and case.experts == Case.experts
     given = source(case, device)
     found = {}
     for name, candidate in CANDIDATES.items():
@@ -30,7 +32,7 @@ def held_and_peaks(case: Case, device: torch.device) -> dict[str, dict[str, floa
             continue
         step = Step(candidate.build(given, case), case, device)
         figures = _of_allocator(step, device)
-        figures["process"] = _of_process(name, case) if device.type == "cpu" else None
+        figures["process"] = _of_process(name, case) if checked else None
         found[name] = figures
     return found
 
