@@ -76,7 +76,5 @@ def as_linear(layer: MoELayer) -> tuple[Tensor, Tensor]:
     """A gated layer's weights as LoopedLayer takes them, copied: (E, 2F, D) and (E, D, F)."""
     experts = layer.experts
     weights = {name: weight.detach().clone() for name, weight in experts.named_parameters()}
-    if "gate_up_proj" in weights:
-        return weights["gate_up_proj"], weights["down_proj"]
     first = [weights[name].transpose(1, 2) for name in ("gate_proj", "up_proj")]
     return torch.cat(first, dim=1), weights["down_proj"]
