@@ -11,6 +11,7 @@ VERBS = {
     "finite": "what the check for losses that are not finite costs a step",
     "moe": "the MoE layer, a loop over experts, transformers' experts, the matrix products alone",
     "plan": "memory that llava-compete plan foresees, and the peaks of trainings",
+    "scaling": "cost of a step as it grows: a model, bytes of ZeRO's collectives, layer times",
     "step": "a whole training step, packed and fused against padded and looped",
     "startup": "help, imports and a training up to its first step, against the import of torch",
 }
