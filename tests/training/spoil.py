@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llava_compete.moe.competition import Competition
 from llava_compete.training.finite import FiniteGuard, Step
 from llava_compete.training.trainer import LlavaTrainer
 
@@ -14,9 +15,11 @@ from llava_compete.training.trainer import LlavaTrainer
 def spoil_forward(trainer: LlavaTrainer, step: int, layer: str) -> None:
     """The layer's output holds a NaN in optimizer step ``step`` (from 1)."""
 
-    def hook(module: torch.nn.Module, args: Any, output: Tensor) -> Tensor:
-        spoilt = _step(trainer) == step and module.training
-        return output + torch.tensor(math.nan if spoilt else 0.0)
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        fault = torch.tensor(math.nan if _step(trainer) == step and module.training else 0.0)
+        if isinstance(output, Competition):
+            return output._replace(outputs_TKO=output.outputs_TKO + fault)
+        return output + fault
 
     trainer.model.get_submodule(layer).register_forward_hook(hook)
 
