@@ -141,6 +141,7 @@ class Candidate:
     gated_only: bool = False
     gathers_weights: bool = False  # a copy of the weights for each pair of token and expert
     compiled: bool = False
+    exact: bool = True  # the gradients of the others
 
     def stands(self, case: Case) -> bool:
         """Can it take the case, and has this machine the memory for it?"""
@@ -193,7 +194,11 @@ def _mixtral(implementation: str, *, gathers_weights: bool = False) -> Candidate
 
 
 def _ours(
-    *steps: str, compiled: bool = False, budget: float | None = None, **options: Any
+    *steps: str,
+    compiled: bool = False,
+    budget: float | None = None,
+    exact: bool = True,
+    **options: Any,
 ) -> Candidate:
     """MoEConfig's ``options`` set; ``budget`` of a competition in MiB; no ``steps``: both kinds."""
 
@@ -202,6 +207,7 @@ def _ours(
         lambda given, case: with_options(given, case, prepare, **options),
         steps=steps or ("router", "competition"),
         compiled=compiled,
+        exact=exact,
     )
 
 
@@ -212,9 +218,12 @@ CANDIDATES: dict[str, Candidate] = {
     "transformers batched_mm": _mixtral("batched_mm", gathers_weights=True),
     "transformers grouped_mm": _mixtral("grouped_mm"),
     "ours": _ours(),
-    "ours, 16 MiB": _ours("competition", budget=16),
+    "ours, 24 MiB": _ours("competition", budget=24),
     "ours, compiled": _ours(compiled=True),
-    "ours, compiled, 16 MiB": _ours("competition", compiled=True, budget=16),
+    "ours, compiled, 24 MiB": _ours("competition", compiled=True, budget=24),
+    "ours, compiled, winners learn": _ours(
+        "competition", compiled=True, exact=False, router_options={"losers_gradient": "none"}
+    ),
 }
 
 

@@ -45,7 +45,8 @@ def comparisons():
         for step in ("router", "competition"):
             for gated in (True, False):
                 case = small(step=step, gated=gated)
-                if name != "ours" and CANDIDATES[name].stands(case):
+                candidate = CANDIDATES[name]
+                if name != "ours" and candidate.exact and candidate.stands(case):
                     yield pytest.param(name, case, id=f"{name} {step} {gated}")
 
 
