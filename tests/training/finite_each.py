@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from llava_compete.data import IGNORED
+from llava_compete.moe.competition import Competition
 from llava_compete.training.prepare import prepare, run
 from llava_compete.training.trainer import LlavaTrainer
 
@@ -40,15 +41,15 @@ class Spoil(torch.autograd.Function):
 def spoil(trainer: LlavaTrainer) -> None:
     """On rank 1. A replay in the same step, where everything is logged, meets the fault again."""
 
-    def hook(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
         # A verdict is read behind the step, whose number has been counted by then.
         step = trainer.state.global_step + (not trainer.control.should_log)
         faulty = trainer.args.process_index == 1
-        return Spoil.apply(
-            output,
-            math.nan if faulty and step == FORWARD else 1.0,
-            math.inf if faulty and step == BACKWARD else 1.0,
-        )
+        forward = math.nan if faulty and step == FORWARD else 1.0
+        backward = math.inf if faulty and step == BACKWARD else 1.0
+        if isinstance(output, Competition):
+            return output._replace(outputs_TKO=Spoil.apply(output.outputs_TKO, forward, backward))
+        return Spoil.apply(output, forward, backward)
 
     trainer.model.get_submodule(LAYER).register_forward_hook(hook)
 
