@@ -29,12 +29,13 @@ def curves(device: torch.device, rounds: int, *, quick: bool) -> dict[str, Any]:
     """
     base = Case(width=64, hidden=96, tokens=256) if quick else Case()
     places = 2 if quick else None
-    experts = [replace(base, experts=number) for number in EXPERTS[:places]]
-    tokens = [replace(base, tokens=number) for number in TOKENS[:places]]
-    return {
-        "experts": _curve(experts, "experts", device, rounds),
-        "tokens": _curve(tokens, "tokens", device, rounds),
-    }
+    found = {}
+    for tokens in (base.tokens, 4 * base.tokens):
+        cases = [replace(base, experts=number, tokens=tokens) for number in EXPERTS[:places]]
+        found[f"experts, {tokens} tokens"] = _curve(cases, "experts", device, rounds)
+    cases = [replace(base, tokens=number) for number in TOKENS[:places]]
+    found[f"tokens, {base.experts} experts"] = _curve(cases, "tokens", device, rounds)
+    return found
 
 
 def _curve(cases: list[Case], axis: str, device: torch.device, rounds: int) -> dict[str, Any]:
@@ -64,8 +65,8 @@ def _curve(cases: list[Case], axis: str, device: torch.device, rounds: int) -> d
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Both curves side by side as a picture; axes of powers of two."""
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    """The curves side by side as a picture; axes of powers of two."""
+    figure = Figure(figsize=(1.25 * WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, len(found))
     for axes, (axis, curve) in zip(panels, found.items(), strict=True):
         _panel(axes, axis, curve)
@@ -81,10 +82,10 @@ def _panel(axes: Axes, axis: str, curve: dict[str, Any]) -> None:
         axes.plot(places, medians, "o-", color=colour, markersize=4, label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xticks(places, [f"{place:,}" for place in places])
+    axes.set_xticks(places, [f"{place}" for place in places])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(axis)
-    axes.set_ylabel("ms, forward and backward")
+    axes.set_ylabel("ms of a router step, forward and backward")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
