@@ -69,6 +69,8 @@ def both_ways(model, processor):
 @pytest.mark.parametrize("router", [name for name in ROUTERS if name not in ACROSS])
 def test_every_router_generates_the_same(moe, router):
     model, processor = moe(router=router, parts=("language_model",))
+    for layer in model.language_model.get_decoder().layers:
+        layer.self_attn.o_proj.weight.data *= 30  # all prompts end alike: what they say shall tell
     whole, rests = both_ways(model, processor)
     assert torch.equal(whole, rests)
     assert len(whole.unique(dim=0)) > 3
