@@ -87,7 +87,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--quick", action="store_true", help="small layers, to see that all works")
     add("--output", type=Path, default=Path("outputs/benchmarks/moe.json"))
-    add("--figure", type=Path, default=Path("outputs/benchmarks/moe.svg"), help="of the curves")
+    add("--figure", type=Path, default=Path("outputs/benchmarks/moe.png"), help="of the curves")
     add("--tables", type=Path, help="a run's --output: print its tables in Markdown, run nothing")
     add("--child", nargs=2, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

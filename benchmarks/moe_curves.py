@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from benchmarks.ceiling import Floor
 from benchmarks.measure import interleaved, paired, summary
 from benchmarks.moe_cases import CANDIDATES, Case, source
 from benchmarks.steps import Seconds, Step, group_sizes
-from llava_compete.report.drawing import COLOURS, WIDTH
+from llava_compete.report.drawing import COLOURS, WIDTH, to_png
 
 SHOWN = ("ours, compiled", "ours", "looped")
 PRODUCTS = "products alone"
@@ -65,27 +64,26 @@ def _curve(cases: list[Case], axis: str, device: torch.device, rounds: int) -> d
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """The curves side by side as a picture; axes of powers of two."""
+    """The curves side by side as a PNG; axes of powers of two."""
     figure = Figure(figsize=(1.25 * WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, len(found))
     for axes, (axis, curve) in zip(panels, found.items(), strict=True):
         _panel(axes, axis, curve)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "moe"}):
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    path.write_bytes(to_png(figure))
 
 
 def _panel(axes: Axes, axis: str, curve: dict[str, Any]) -> None:
     for colour, (name, points) in zip(COLOURS, curve.items(), strict=False):
-        places = list(points)
+        places = [int(place) for place in points]  # text in a run's JSON
         medians = [1e3 * point["seconds"]["median"] for point in points.values()]
-        axes.plot(places, medians, "o-", color=colour, markersize=4, label=name)
+        axes.plot(places, medians, "o-", color=colour, ms=4, label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xticks(places, [f"{place}" for place in places])
+    axes.set_xticks(places, [str(place) for place in places])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(axis)
-    axes.set_ylabel("ms of a router step, forward and backward")
+    axes.set_ylabel("ms, forward and backward")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
