@@ -18,6 +18,8 @@ if [[ -f ${1:-} ]]; then # the recipe may be named from where the user stands
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/.venv/bin:$PATH"
+# What DeepSpeed compiles belongs to an environment: two that share a folder build it over and over.
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}
 # By its path: a process that only hands signals on has no need to import the package.
 launch=(python -P llava_compete/training/launch.py)
 

@@ -3,7 +3,11 @@
 # ruff: noqa: E402 (the libraries read these variables when they are imported)
 
 import os
+import sys
+from pathlib import Path
 
+# What DeepSpeed compiles belongs to an environment, as scripts/train.sh has it.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -18,7 +22,6 @@ torch.set_num_threads(1)
 import gc
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
