@@ -151,7 +151,10 @@ def test_two_ranks_count_as_one_and_a_loss_in_between_changes_nothing(asked, tmp
     for number in (1, 0):
         predict(model, task, requests, tmp_path / "two", batch_size=3, rank=Rank(number, 2))
     one, two = (read_predictions(tmp_path / name, task.name) for name in ("one", "two"))
-    assert one == two
+    assert one.keys() == two.keys()
+    for key, reply in one.items():  # a loss rounds by the pictures that its own was run beside
+        near = {"loss": pytest.approx(reply["loss"], rel=1e-5)} if "loss" in reply else {}
+        assert two[key] == {**reply, **near}
     assert {"loss" in reply for reply in one.values()} == {True, False}
     assert {"loss" in reply for reply in one.values() if "experts" not in reply} == {True}
 

@@ -180,7 +180,7 @@ def test_a_router_that_sees_the_answer_is_refused_before_the_first_question(
         (["--router_options", '{"thet": 1}'], "'thet' is no option of compete; did you mean theta"),
         (
             ["--router_options", '{"theta": "x"}'],
-            "'theta': 'x', 'detach': False} of compete: '<' not supported",
+            "'losers_gradient': 'exact'} of compete: '<' not supported",
         ),
         (["--router_options", "theta"], "'theta' is not JSON"),
         (["--router_options", "[1]"], "'[1]' must be a JSON object"),

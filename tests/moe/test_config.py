@@ -5,6 +5,7 @@ import pytest
 
 from llava_compete.moe import ROUTERS, MoEConfig, RoutingChange
 
+DEFAULTS = {"distillation": "paper", "theta": 0.1, "detach": False, "losers_gradient": "exact"}
 COMPETE_WEIGHTS = ROUTERS["compete"].loss_weights
 
 
@@ -71,7 +72,7 @@ def test_an_option_of_another_router_is_refused_by_name():
 
 
 def test_options_are_written_out_whole():
-    assert MoEConfig().router_options == {"distillation": "paper", "theta": 0.1, "detach": False}
+    assert MoEConfig().router_options == DEFAULTS
     assert MoEConfig(router="topk").to_dict()["router_options"] == {}
 
 
@@ -86,7 +87,7 @@ def test_the_same_router_keeps_what_is_not_named():
     before = MoEConfig(router_options={"theta": 0.7}, loss_weights={"balance": 0.5})
     change = RoutingChange(router="compete", loss_weights={"diversity": 0.2})
     after = change.apply({"projector": before})["projector"]
-    assert after.router_options == {"distillation": "paper", "theta": 0.7, "detach": False}
+    assert after.router_options == {**DEFAULTS, "theta": 0.7}
     assert after.loss_weights == {**COMPETE_WEIGHTS, "balance": 0.5, "diversity": 0.2}
 
 
