@@ -129,7 +129,7 @@ def test_the_image_token_gets_a_row_where_the_vocabulary_has_none(tmp_path, thei
 
 def test_a_linear_projector(tmp_path, theirs, tower, write):
     folder = write(mm_projector_type="linear")
-    state = torch.load(folder / "pytorch_model.bin")
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     for key in [key for key in state if "mm_projector.2" in key]:
         del state[key]
     for name in ("weight", "bias"):
