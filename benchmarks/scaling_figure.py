@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cost import expert_parallel_traffic, expert_traffic, operations
-from benchmarks.moe_cases import Case
 from benchmarks.scaling_tables import (
     ASSUMED,
     BASE,
@@ -31,15 +30,13 @@ ROWS = (1, 2, 4, 8, 16, 32)
 def draw(curves: Path, path: Path) -> None:
     """One panel for each measured axis, and one for the modelled step of a large model."""
     measured = points(curves)
-    base = Case()
-    line = fit(measured, base)
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    line = fit(measured)
+    figure = Figure(figsize=(1.3 * WIDTH, 3.2), layout="constrained")
     panels = figure.subplots(1, len(measured) + 1)
     for axes, (axis, curve) in zip(panels, measured.items(), strict=False):
-        _layer(axes, axis, curve, line, base)
+        _layer(axes, axis, curve, line)
     _step(panels[-1])
     for axes in panels:
-        axes.set_xscale("log", base=2)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="x-small")
@@ -48,15 +45,16 @@ def draw(curves: Path, path: Path) -> None:
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _layer(axes: Axes, axis: str, curve: dict[int, float], line: Line, base: Case) -> None:
+def _layer(axes: Axes, axis: str, curve: dict[int, float], line: Line) -> None:
     places = list(curve)
     axes.plot(places, [1e3 * s for s in curve.values()], "o", color=COLOURS[0], label="measured")
-    modelled = [1e3 * line(at(base, axis, place)) for place in places]
+    modelled = [1e3 * line(at(axis, place)) for place in places]
     axes.plot(places, modelled, color=COLOURS[1], label="a T K + b E")
-    products = [1e3 * replace(line, expert=0.0)(at(base, axis, place)) for place in places]
+    products = [1e3 * replace(line, expert=0.0)(at(axis, place)) for place in places]
     axes.plot(places, products, "--", color=COLOURS[6], label="a T K")
+    axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xticks(places, [f"{place:,}" for place in places], fontsize="x-small")
+    axes.set_xticks(places, [f"{place:,}" for place in places])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(axis)
     axes.set_ylabel("ms of a layer, forward and backward")
@@ -79,8 +77,10 @@ def _step(axes: Axes) -> None:
     axes.plot(
         tokens, np.array(spread) / ASSUMED.network, "--", color=COLOURS[2], label="experts apart"
     )
+    axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(tokens, [f"{place // 1024}k" for place in tokens])
-    axes.set_xlabel(f"tokens of a GPU; {SEVEN}, {RANKS} GPUs")
+    axes.set_title(f"{SEVEN}, {RANKS} GPUs", fontsize="small")
+    axes.set_xlabel("tokens of a GPU")
     axes.set_ylabel("s of a step, modelled")

@@ -203,17 +203,19 @@ def points(curves: Path, subject: str = "ours") -> dict[str, dict[int, float]]:
     }
 
 
-def at(base: Case, axis: str, place: int) -> Case:
-    """The case at a place of an axis, which has the name of a field."""
-    return Case(**{**base.to_dict(), axis: place})
+def at(axis: str, place: int) -> Case:
+    """The case at a place of an axis, "tokens, 4 experts": what changes, what does not."""
+    varied, kept = axis.split(", ")
+    number, field = kept.split()
+    return Case(**{**Case().to_dict(), field: int(number), varied: place})
 
 
-def fit(measured: dict[str, dict[int, float]], base: Case) -> Line:
+def fit(measured: dict[str, dict[int, float]]) -> Line:
     """The line with the least squares of relative errors at all points."""
     seconds, given = [], []
     for axis, curve in measured.items():
         for place, time in curve.items():
-            case = at(base, axis, place)
+            case = at(axis, place)
             given.append((case.tokens * case.top_k / time, case.experts / time))
             seconds.append(1.0)
     pair, expert = np.linalg.lstsq(np.array(given), np.array(seconds), rcond=None)[0]
@@ -223,12 +225,11 @@ def fit(measured: dict[str, dict[int, float]], base: Case) -> Line:
 def layer(curves: Path) -> Rows:
     """Measured milliseconds, and the line's."""
     measured = points(curves)
-    base = Case()
-    line = fit(measured, base)
+    line = fit(measured)
     rows: Rows = [("axis", "at", "measured ms", "line ms", "measured / line", "of it per expert")]
     for axis, curve in measured.items():
         for place, seconds in curve.items():
-            case = at(base, axis, place)
+            case = at(axis, place)
             of_weights = line.expert * case.experts / line(case)
             both = (1e3 * seconds, 1e3 * line(case), seconds / line(case))
             rows.append((axis, place, *both, of_weights))

@@ -22,7 +22,6 @@ from benchmarks.cost import (
     simulated,
     sizes,
 )
-from benchmarks.moe_cases import Case
 from benchmarks.scaling import main
 from benchmarks.scaling_figure import draw
 from benchmarks.scaling_tables import Line, at, fit, points
@@ -150,13 +149,9 @@ def test_bytes_of_collectives_are_of_whole_tensors(tmp_path):
 
 
 def write_curves(path: Path, line: Line) -> Path:
-    axes = {"experts": (4, 32, 128), "tokens": (512, 8192)}
+    axes = {"experts, 8192 tokens": (4, 32, 128), "tokens, 4 experts": (512, 8192)}
     curves = {
-        axis: {
-            "ours": {
-                place: {"seconds": {"median": line(at(Case(), axis, place))}} for place in places
-            }
-        }
+        axis: {"ours": {place: {"seconds": {"median": line(at(axis, place))}} for place in places}}
         for axis, places in axes.items()
     }
     path.write_text(json.dumps({"curves": curves}))
@@ -166,7 +161,7 @@ def write_curves(path: Path, line: Line) -> Path:
 def test_the_line_is_found_and_drawn(tmp_path, capsys):
     line = Line(pair=3e-5, expert=5e-3)
     curves = write_curves(tmp_path / "moe.json", line)
-    found = fit(points(curves), Case())
+    found = fit(points(curves))
     assert (found.pair, found.expert) == pytest.approx((line.pair, line.expert))
     words = ["--parts", "layer", "--curves", str(curves), "--json", str(tmp_path / "found.json")]
     main(words)
