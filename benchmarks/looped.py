@@ -89,10 +89,10 @@ class LoopedLayer(nn.Module):
         affinity_TE = F.softplus(outputs_TED.float()).mean(dim=-1)
         won_TK, ids_TK = affinity_TE.topk(self.top_k, dim=-1)
         competition_TE = affinity_TE.softmax(dim=-1)
-        outputs_TKD = outputs_TED.gather(1, ids_TK[..., None].expand(-1, -1, x_TD.shape[-1]))
+        outputs_TKO = outputs_TED.gather(1, ids_TK[..., None].expand(-1, -1, x_TD.shape[-1]))
         self.losses = {
             "distillation": losses.distillation(probs_TE, competition_TE, ids_TK, theta=self.theta),
-            "diversity": losses.diversity(outputs_TKD),
+            "diversity": losses.diversity(outputs_TKO),
             "competition_balance": losses.load_balance(competition_TE, ids_TK),
         }
         return ids_TK, won_TK / won_TK.sum(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""compose, upcycle and load checkpoint directories; the only file that reads foreign weights."""
+"""compose, upcycle and load checkpoint directories."""
 
 import json
 import re

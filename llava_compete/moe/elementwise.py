@@ -69,7 +69,7 @@ def weighted_backward(
     """``weighted`` again and the gradients of its arguments."""
     found = hidden_backward(act, gate_RF, up_RF, grad_RF * weight_R1)
     weight_R = (grad_RF * found.hidden_RF).sum(dim=-1, dtype=at_least_float32(grad_RF))
-    return WeightedGradient(found.hidden_RF.mul_(weight_R1), found.gate_RF, found.up_RF, weight_R)
+    return WeightedGradient(found.hidden_RF * weight_R1, found.gate_RF, found.up_RF, weight_R)
 
 
 def affinity(outputs: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ KINDS = [
     pytest.param(gated, bias, activation, id=f"{activation}-gated={gated}-bias={bias}")
     for gated in (True, False)
     for bias in (True, False)
-    for activation in ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+    for activation in ("silu", "gelu", "gelu_pytorch_tanh", "relu", "linear")
 ]
 kinds = pytest.mark.parametrize(("gated", "bias", "activation"), KINDS)
 
