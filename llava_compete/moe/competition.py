@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from llava_compete.moe.elementwise import Elementwise, HiddenGradient, at_least_float32
 from llava_compete.moe.grouping import group_pairs, padded
 from llava_compete.moe.mixture import Weights
-from llava_compete.moe.products import parts, turned
+from llava_compete.moe.products import parts
 
 
 class Competition(NamedTuple):
@@ -111,7 +111,7 @@ class _Competition(torch.autograd.Function):
         place_TE = ids_TK.new_full(affinity_grad_TE.shape, ids_TK.numel())
         place_TE.scatter_(1, ids_TK, _numbers(ids_TK))
         for tokens in _spans(len(x_TD), ctx.span):
-            turned_DS = turned(x_TD[tokens])
+            turned_DS = ctx.elementwise.turned(x_TD[tokens])
             for expert in range(num_experts):
                 if kept:
                     gate_SF, up_SF, out_SO = kept[3 * expert : 3 * expert + 3]
@@ -126,10 +126,11 @@ class _Competition(torch.autograd.Function):
                 found = ctx.elementwise.hidden_backward(
                     gate_SF, up_SF, out_grad_SO @ weights.down_EOF[expert]
                 )
-                _add(grads, expert, turned_DS, out_grad_SO, found, first=tokens.start == 0)
-                x_grad_TD[tokens] += found.up_RF @ weights.up_EDF[expert].T
+                turned_OS = ctx.elementwise.turned(out_grad_SO)
+                _add(grads, expert, turned_DS, turned_OS, found, first=tokens.start == 0)
+                x_grad_TD[tokens].addmm_(found.up_RF, weights.up_EDF[expert].T)
                 if weights.gate_EDF is not None:
-                    x_grad_TD[tokens] += found.gate_RF @ weights.gate_EDF[expert].T
+                    x_grad_TD[tokens].addmm_(found.gate_RF, weights.gate_EDF[expert].T)
         return None, None, None, None, x_grad_TD, *(grads.get(name) for name in Weights._fields)
 
 
@@ -152,7 +153,7 @@ class _WinnersAlone(_Competition):
         won_NO = padded(outputs_grad_TKO.flatten(0, 1))
         affinity_grad_N = F.pad(affinity_grad_TE.gather(1, ids_TK).flatten(), (0, 1))
         x_grad_RD = x_TD.new_empty(len(pair_R), x_TD.shape[1])
-        for part in parts(groups.ends_E, empty=True):
+        for part in parts(groups.ends_E, ctx.elementwise, empty=True):
             x_RD, pairs = groups.read(tokens, part.rows), pair_R[part.rows]
             up_RF = part.linear(x_RD, weights.up_EDF, weights.up_bias_EF)
             gate_RF = None
@@ -172,7 +173,7 @@ class _WinnersAlone(_Competition):
             part.sums(grads, x_RD.new_ones(len(x_RD), 1), {**biases, "down_bias_EO": out_grad_RO})
             x_grad = part.linear(found.up_RF, weights.up_EDF.mT, out=x_grad_RD[part.rows])
             if weights.gate_EDF is not None:
-                x_grad += part.linear(found.gate_RF, weights.gate_EDF.mT)
+                part.add_linear(found.gate_RF, weights.gate_EDF.mT, x_grad)
         of_stacked = (grads.get(name) for name in Weights._fields)
         return None, None, None, None, groups.combine(x_grad_RD), *of_stacked
 
@@ -220,21 +221,24 @@ def _add(
     grads: dict[str, Tensor],
     expert: int,
     turned_DS: Tensor,
-    out_grad_SO: Tensor,
+    turned_OS: Tensor,
     found: HiddenGradient,
     *,
     first: bool,
 ) -> None:
-    """Write one expert's gradients of the first span of tokens, add those of another one."""
+    """Write one expert's gradients of the first span of tokens, add those of another one.
+
+    ``turned``: the tokens and the gradient of the expert's outputs, transposed.
+    """
     products: dict[str, Any] = {  # None of a gate that is not there
         "up_EDF": (turned_DS, found.up_RF),
         "gate_EDF": (turned_DS, found.gate_RF),
-        "down_EOF": (turned(out_grad_SO), found.hidden_RF),
+        "down_EOF": (turned_OS, found.hidden_RF),
     }
     sums: dict[str, Any] = {
         "up_bias_EF": found.up_RF,
         "gate_bias_EF": found.gate_RF,
-        "down_bias_EO": out_grad_SO,
+        "down_bias_EO": turned_OS.T,
     }
     for name, grad in grads.items():
         if first and name in products:
@@ -242,6 +246,6 @@ def _add(
         elif first:
             torch.sum(sums[name], dim=0, out=grad[expert])
         elif name in products:
-            grad[expert] += torch.mm(*products[name])
+            grad[expert].addmm_(*products[name])
         else:
             grad[expert] += sums[name].sum(dim=0)

@@ -53,7 +53,7 @@ class _Mixture(torch.autograd.Function):
         weight_R1, tokens = groups.scatter(weights_TK), padded(x_TD)
         out_RO = x_TD.new_empty(len(token_R), weights.down_EOF.shape[1])
         kept: list[Tensor | None] = []
-        for part in parts(ends_E, empty=any(ctx.needs_input_grad)):
+        for part in parts(ends_E, elementwise, empty=any(ctx.needs_input_grad)):
             x_RD, weight = groups.read(tokens, part.rows), weight_R1[part.rows]
             up_RF = part.linear(x_RD, weights.up_EDF, weights.up_bias_EF)
             gate_RF = None
@@ -79,7 +79,7 @@ class _Mixture(torch.autograd.Function):
         grads = {name: torch.empty_like(weight) for name, weight, needed in wanted if needed}
         x_grad_RD = x_TD.new_empty(len(token_R), x_TD.shape[1])
         weight_grad_R = weight_R1.new_empty(len(token_R), dtype=at_least_float32(weight_R1))
-        for number, part in enumerate(parts(ends_E, empty=True)):
+        for number, part in enumerate(parts(ends_E, ctx.elementwise, empty=True)):
             gate_RF, up_RF = kept[2 * number : 2 * number + 2]
             grad_RO, weight = groups.read(out_grads, part.rows), weight_R1[part.rows]
             found = ctx.elementwise.weighted_backward(
@@ -97,7 +97,7 @@ class _Mixture(torch.autograd.Function):
                 part.sums(grads, torch.ones_like(weight), inner)
             x_grad = part.linear(found.up_RF, weights.up_EDF.mT, out=x_grad_RD[part.rows])
             if weights.gate_EDF is not None:
-                x_grad += part.linear(found.gate_RF, weights.gate_EDF.mT)
+                part.add_linear(found.gate_RF, weights.gate_EDF.mT, x_grad)
         weight_grad_R[-1] = 0.0  # of pairs without an expert
         weight_grad_TK = weight_grad_R[row_TK].to(weights_TK.dtype)
         of_stacked = (grads.get(name) for name in Weights._fields)

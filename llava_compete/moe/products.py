@@ -17,6 +17,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from llava_compete.moe.elementwise import Elementwise, turned
+
 
 class Part(NamedTuple):
     """Rows that are taken together: those of one expert, or with ``expert`` None all."""
@@ -24,6 +26,7 @@ class Part(NamedTuple):
     rows: slice
     expert: int | None
     ends_E: Tensor
+    elementwise: Elementwise
 
     def linear(
         self,
@@ -39,6 +42,13 @@ class Part(NamedTuple):
             out_RO = grouped_linear(x_RI, weight_EIO, self.ends_E)
             out_RO = out_RO if out is None else out.copy_(out_RO)
         return out_RO if bias_EO is None else out_RO.add_(self.of_rows(bias_EO, len(x_RI)))
+
+    def add_linear(self, x_RI: Tensor, weight_EIO: Tensor, to_RO: Tensor) -> None:
+        """Add each row times its expert's matrix to ``to_RO``."""
+        if self.expert is not None:
+            to_RO.addmm_(x_RI, weight_EIO[self.expert])
+        else:
+            to_RO += grouped_linear(x_RI, weight_EIO, self.ends_E)
 
     def of_rows(self, values_EO: Tensor, num_rows: int) -> Tensor:
         """What is each row's expert's: (R, O), or (O,) where all rows are of one."""
@@ -62,7 +72,7 @@ class Part(NamedTuple):
             for name, right_RO in wanted.items():
                 grads[name] = grouped_outer(left_RI, right_RO, self.ends_E)
         elif wanted:
-            left_IR = turned(left_RI)
+            left_IR = self.elementwise.turned(left_RI)
             for name, right_RO in wanted.items():
                 torch.mm(left_IR, right_RO, out=grads[name][self.expert])
 
@@ -75,23 +85,15 @@ class Part(NamedTuple):
         grads.update({name: grad_E1O[:, 0] for name, grad_E1O in stacked.items()})
 
 
-def parts(ends_E: Tensor, *, empty: bool) -> Iterator[Part]:
+def parts(ends_E: Tensor, elementwise: Elementwise, *, empty: bool) -> Iterator[Part]:
     """All rows; those of a CPU expert by expert, with or without experts that have no row."""
     on_host = ends_E.device.type == "cpu" and not isinstance(ends_E, FakeTensor)
     if not on_host or torch.compiler.is_compiling():
-        yield Part(slice(None), None, ends_E)
+        yield Part(slice(None), None, ends_E, elementwise)
         return
     for expert, rows in enumerate(_groups(ends_E)):
         if empty or rows.stop > rows.start:
-            yield Part(rows, expert, ends_E)
-
-
-def turned(left_RI: Tensor) -> Tensor:
-    """The transposed matrix; in 16 bits laid out anew.
-
-    On a CPU a transposed left operand costs half the speed there.
-    """
-    return left_RI.T.contiguous() if left_RI.element_size() == 2 else left_RI.T
+            yield Part(rows, expert, ends_E, elementwise)
 
 
 @torch.library.custom_op("llava_compete::grouped_linear", mutates_args=())
