@@ -218,9 +218,9 @@ CANDIDATES: dict[str, Candidate] = {
     "transformers batched_mm": _mixtral("batched_mm", gathers_weights=True),
     "transformers grouped_mm": _mixtral("grouped_mm"),
     "ours": _ours(),
-    "ours, 24 MiB": _ours("competition", budget=24),
+    "ours, 50 MiB": _ours("competition", budget=50),
     "ours, compiled": _ours(compiled=True),
-    "ours, compiled, 24 MiB": _ours("competition", compiled=True, budget=24),
+    "ours, compiled, 50 MiB": _ours("competition", compiled=True, budget=50),
     "ours, compiled, winners learn": _ours(
         "competition", compiled=True, exact=False, router_options={"losers_gradient": "none"}
     ),
