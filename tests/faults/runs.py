@@ -6,6 +6,7 @@ Ranks are started as srun starts them: RANK, WORLD_SIZE and MASTER_PORT, no laun
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import yaml
+from tqdm import tqdm
 
 import tests.training.imports  # noqa: F401 (the children have it by then)
 from llava_compete.__main__ import main
@@ -160,6 +162,8 @@ def _be_a_rank(argv: list[str], environment: dict[str, str], log: Path, hook: Ho
     opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(opened, 1)
     os.dup2(opened, 2)
+    # All forks share tqdm's own lock: a rank killed while it held that would stop all that follow.
+    tqdm.set_lock(threading.RLock())
     if hook is not None:
         hook()
     main(argv)

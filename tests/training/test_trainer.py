@@ -161,11 +161,12 @@ def test_experts_are_tuned_as_the_recipe_says(recipe: dict[str, Any]) -> None:
     assert all(layer.experts.elementwise.compiled for layer in layers)
 
 
-def test_experts_are_not_compiled_without_a_compiler(
-    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match="compile_experts=true: there is no C"):
+def test_experts_are_not_compiled_without_a_compiler(recipe: dict[str, Any]) -> None:
+    # Undone by monkeypatch the setting would be gone, and with it all compiling after this test.
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ValueError, match="compile_experts=true: there is no C"),
+    ):
         prepare(argv(recipe, compile_experts=True))
 
 
